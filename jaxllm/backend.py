@@ -1,0 +1,142 @@
+"""The Backend protocol, and the one place that turns a name into a backend.
+
+A backend owns the weights, the optimiser and the devices; it knows nothing of files, schedules or logging.  The order of
+calls is: `start`, then `step` / `evaluate` / `save` / `export` in any order, then `close`.  In a run of several processes
+every process makes the same calls in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, SupportsFloat
+
+from jaxllm.config.schema import BackendName
+from jaxllm.data.batch import Batch
+from jaxllm.errors import BackendError
+from jaxllm.run import Run
+from jaxllm.state.training_state import Progress, TrainingState
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """Scalars of one step, computed once on the host in double precision and handed to both backends.
+
+    learning_rate: of this step.  bias_correction1, bias_correction2: 1 - beta**update (Kingma & Ba, arXiv:1412.6980).
+    """
+
+    learning_rate: float
+    bias_correction1: float
+    bias_correction2: float
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step reports, over the GLOBAL batch.  Values may still be on a device: `float()` waits for them.
+
+    loss: sum of weighted token losses / sum of weights.  gradient_norm: global norm before clipping.  target_tokens: sum of
+    weights.  The update was left out, and the state is as before, when loss or gradient_norm is not finite.
+    """
+
+    loss: SupportsFloat
+    gradient_norm: SupportsFloat
+    target_tokens: SupportsFloat
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Sums over all rows of all processes: loss_sum in nats, target_tokens the sum of weights."""
+
+    loss_sum: float
+    target_tokens: float
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which rows of a global batch this process reads: rows [index * G / count, (index + 1) * G / count)."""
+
+    index: int
+    count: int
+
+
+class Backend(Protocol):
+    """One way to train: the same methods, the same meaning, on JAX and on PyTorch + DeepSpeed."""
+
+    name: BackendName
+
+    @property
+    def shard(self) -> Shard:
+        """The rows this process reads."""
+        ...
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to the person."""
+        ...
+
+    def start(self, run: Run, state: TrainingState | None) -> None:
+        """Join the other processes, lay out the devices, build the model, and fill it from `state` (or initialise it)."""
+        ...
+
+    def step(self, batch: Batch, hyper: Hyper) -> StepResult:
+        """One optimiser step on this process's rows of the global batch."""
+        ...
+
+    def evaluate(self, batches: Iterable[Batch]) -> EvaluationResult:
+        """Loss over batches, without dropout; every process passes its own rows of the same batches."""
+        ...
+
+    def export(self, progress: Progress) -> TrainingState:
+        """The current state, streamed leaf by leaf (collective)."""
+        ...
+
+    def save(self, folder: Path, progress: Progress) -> None:
+        """Write weights and moments below `folder` (which exists), possibly still writing when this returns; see `wait`."""
+        ...
+
+    def wait(self) -> None:
+        """Return when the last `save` is wholly on disk; raises what it failed with."""
+        ...
+
+    def restore(self, folder: Path) -> None:
+        """Fill weights and moments from what `save` of the same backend wrote, on any mesh, process count or ZeRO stage."""
+        ...
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any process (collective): how a signal on one process stops all."""
+        ...
+
+    def barrier(self, name: str) -> None:
+        """Return when every process has called this (collective)."""
+        ...
+
+    def memory_bytes(self) -> int | None:
+        """Peak memory of the busiest local device (the process on CPU), or None where it is unknown."""
+        ...
+
+    def device_description(self) -> dict[str, object]:
+        """Devices, mesh and library versions, for environment.json; `chip` and `devices` name the accelerator and count."""
+        ...
+
+    def close(self) -> None:
+        """Leave the other processes and free the devices."""
+        ...
+
+
+def create_backend(name: BackendName) -> Backend:
+    """The backend of that name, importing only its own framework.  BackendError when it is not installed."""
+    if name == "jax":
+        from jaxllm.jax_backend import JaxBackend
+
+        return JaxBackend()
+    try:
+        import deepspeed  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise BackendError(
+            f"--backend deepspeed needs the package {error.name!r}; install it with: pip install 'jaxllm[deepspeed]'"
+        ) from None
+    from jaxllm.torch_backend import DeepSpeedBackend
+
+    return DeepSpeedBackend()

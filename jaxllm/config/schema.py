@@ -1,0 +1,291 @@
+"""The RunConfig tree: what one run file may say.
+
+Every section is frozen and refuses unknown keys.  `model` is the exception: beside `family` it holds that family's Hugging
+Face config keys verbatim, which `jaxllm.families` checks, so that there is no second vocabulary to learn.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Precision: TypeAlias = Literal["fp32", "bf16", "fp64"]
+BackendName: TypeAlias = Literal["jax", "deepspeed"]
+Positive: TypeAlias = Annotated[int, Field(ge=1)]
+NonNegative: TypeAlias = Annotated[int, Field(ge=0)]
+Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A frozen part of the run file that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """The model: `family` with its Hugging Face config keys, or `from`: a local folder or a hub name."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True, protected_namespaces=())
+
+    family: str | None = Field(None, description="Model family; the other keys are that family's Hugging Face config keys.")
+    from_: str | None = Field(None, alias="from", description="Local folder or hub name to take architecture and weights from.")
+
+    @model_validator(mode="after")
+    def _one_of_family_and_from(self) -> ModelConfig:
+        if (self.family is None) == (self.from_ is None):
+            raise ValueError("give either `family:` (a new model) or `from:` (an existing one)")
+        if self.from_ is not None and self.huggingface:
+            raise ValueError(f"`from:` takes the architecture from the folder; remove {', '.join(sorted(self.huggingface))}")
+        return self
+
+    @property
+    def huggingface(self) -> dict[str, Any]:
+        """The Hugging Face config keys as written in the run file."""
+        return dict(self.model_extra or {})
+
+
+class ObjectiveConfig(Section):
+    """What the model learns to predict."""
+
+    kind: Literal["causal-lm"] = Field("causal-lm", description="causal-lm: every token from the ones before it.")
+
+
+class PythonSource(Section):
+    """The standard library of the running Python: real text on every machine, one document per module."""
+
+    kind: Literal["python-source"] = "python-source"
+    max_documents: Positive | None = Field(None, description="Use only the first N documents.")
+
+
+class FileSource(Section):
+    """Fields of every source that reads files."""
+
+    files: tuple[str, ...] = Field(..., min_length=1, description="Paths and globs, relative to the working directory.")
+    max_documents: Positive | None = Field(None, description="Use only the first N documents.")
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+
+class TextSource(FileSource):
+    """Plain text files."""
+
+    kind: Literal["text"]
+    document: Literal["file", "line", "paragraph"] = Field("file", description="What one document is.")
+
+
+class JsonlSource(FileSource):
+    """JSON Lines files: one object per line."""
+
+    kind: Literal["jsonl"]
+    text_field: str = Field("text", description="The key that holds the text.")
+    skip_broken: bool = Field(False, description="Skip and count broken lines instead of stopping at the first.")
+
+
+class CsvSource(FileSource):
+    """CSV files with a header row."""
+
+    kind: Literal["csv"]
+    text_field: str = Field("text", description="The column that holds the text.")
+    delimiter: str = Field(",", min_length=1, max_length=1)
+
+
+class ParquetSource(FileSource):
+    """Parquet files."""
+
+    kind: Literal["parquet"]
+    text_field: str = Field("text", description="The column that holds the text.")
+
+
+class HuggingFaceSource(Section):
+    """Any dataset that `datasets.load_dataset` opens: a hub name or a local folder."""
+
+    kind: Literal["huggingface"]
+    name: str = Field(..., description="Hub name or local folder.")
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    text_field: str = "text"
+    streaming: bool = Field(False, description="Read over the network as needed instead of downloading the whole dataset.")
+    max_documents: Positive | None = Field(None, description="Use only the first N documents.")
+
+
+Source: TypeAlias = Annotated[
+    PythonSource | TextSource | JsonlSource | CsvSource | ParquetSource | HuggingFaceSource, Field(discriminator="kind")
+]
+
+
+class TokenizerConfig(Section):
+    """A tokenizer trained here (`train: bpe`), or an existing one (`from:` a folder or hub name)."""
+
+    train: Literal["bpe"] | None = Field(None, description="Train a byte-level BPE on the training documents.")
+    vocab_size: Positive | None = Field(None, description="Entries of the tokenizer trained here, special tokens included.")
+    from_: str | None = Field(None, alias="from", description="Local folder or hub name of an existing tokenizer.")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> TokenizerConfig:
+        if (self.train is None) == (self.from_ is None):
+            raise ValueError("give either `train: bpe` with `vocab_size:`, or `from:` a folder or hub name")
+        if self.train is not None and self.vocab_size is None:
+            raise ValueError("`train: bpe` needs `vocab_size:`")
+        if self.from_ is not None and self.vocab_size is not None:
+            raise ValueError("`vocab_size:` belongs to `train: bpe`; a tokenizer taken `from:` a folder has its own size")
+        return self
+
+
+class DataConfig(Section):
+    """Where the text comes from and how it becomes sequences of tokens."""
+
+    source: Source = Field(default_factory=PythonSource)
+    validation_source: Source | None = Field(None, description="Validation documents; else a fraction of `source`.")
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.02, description="Fraction of the documents held out for validation when there is no `validation_source`."
+    )
+    tokenizer: TokenizerConfig
+    sequence_length: Annotated[int, Field(ge=2)] = Field(..., description="Tokens per sequence.")
+    packing: Literal["concatenate", "none"] = Field(
+        "concatenate", description="concatenate: documents fill sequences end to end; none: one (cut or padded) document each."
+    )
+    cross_document_attention: bool = Field(
+        False, description="Whether tokens of a packed sequence may attend to earlier documents in the same sequence."
+    )
+    append_eos: bool = Field(True, description="End every document with the tokenizer's end-of-text token.")
+    workers: Positive | None = Field(None, description="Tokenising processes; default: one, with the tokenizer's own threads.")
+    cache_dir: Path | None = Field(None, description="Prepared data; default ~/.cache/jaxllm.")
+    prefetch: NonNegative = Field(4, description="Batches prepared ahead of the step.")
+
+
+class OptimizerConfig(Section):
+    """AdamW, in torch's order of operations on both backends."""
+
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: Annotated[float, Field(ge=0.0)]
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.1, description="Only matrices and embeddings decay.")
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = Field(1.0, description="Global gradient norm; null: no clipping.")
+
+
+class ScheduleConfig(Section):
+    """The learning rate over the steps."""
+
+    kind: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: NonNegative = Field(0, description="Steps of linear warm-up from zero.")
+    final_fraction: Fraction = Field(0.1, description="Learning rate of the last step as a fraction of the highest.")
+
+
+class TrainingConfig(Section):
+    """How long, how much at once, and in which numbers."""
+
+    steps: Positive | None = Field(None, description="Optimiser steps; give this or `tokens`.")
+    tokens: Positive | None = Field(None, description="Tokens to train on, rounded up to whole steps; give this or `steps`.")
+    global_batch: Positive = Field(..., description="Sequences per optimiser step over all devices.")
+    micro_batch: Positive | None = Field(
+        None, description="Sequences per device and forward pass; default: global_batch / data-parallel devices."
+    )
+    precision: Precision = "fp32"
+    non_finite: Literal["stop", "skip"] = Field("stop", description="What to do when loss or gradient norm is NaN or infinite.")
+    non_finite_limit: Positive = Field(10, description="With `skip`: stop after this many skipped steps in the run.")
+
+    @model_validator(mode="after")
+    def _steps_or_tokens(self) -> TrainingConfig:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError("give exactly one of `steps` and `tokens`")
+        return self
+
+
+class ParallelConfig(Section):
+    """Size of each mesh axis; their product is the number of devices. -1 for `data`: every device the others leave."""
+
+    data: int = Field(-1, description="Replicas that each see different rows; -1: all remaining devices.")
+    fsdp: Positive = Field(1, description="Shards of parameters, gradients and moments.")
+    tensor: Positive = Field(1, description="Shards of heads, MLP and vocabulary.")
+    context: Positive = Field(1, description="Shards of the sequence.")
+    expert: Positive = Field(1, description="Shards of the experts of a mixture-of-experts family.")
+
+    @field_validator("data")
+    @classmethod
+    def _positive_or_rest(cls, value: int) -> int:
+        if value < 1 and value != -1:
+            raise ValueError("must be -1 (all remaining devices) or at least 1")
+        return value
+
+
+class EvaluationConfig(Section):
+    """Evaluation on the validation split."""
+
+    every: Positive | None = Field(100, description="Steps between evaluations; null: only at the end.")
+    batches: Positive | None = Field(None, description="Global batches per evaluation; null: the whole validation split.")
+
+
+class CheckpointConfig(Section):
+    """When to save and what to keep."""
+
+    every: Positive | None = Field(100, description="Steps between checkpoints; null: only at the end.")
+    keep: Positive | None = Field(2, description="Keep the newest N; null: all.")
+    keep_every: Positive | None = Field(None, description="Besides, keep every checkpoint whose step is a multiple of this.")
+
+
+class LoggingConfig(Section):
+    """What is reported, how often, and where."""
+
+    every: Positive = 10
+    sinks: tuple[Literal["console", "jsonl", "tensorboard", "wandb"], ...] = ("console", "jsonl", "tensorboard")
+
+
+class SampleConfig(Section):
+    """The sample generated at the end of the run."""
+
+    prompt: str = Field("", description="Text to continue; empty: from the end-of-text token.")
+    max_new_tokens: NonNegative = Field(128, description="0: no sample.")
+    temperature: Annotated[float, Field(ge=0.0)] = 0.8
+    top_k: NonNegative = Field(40, description="0: no limit.")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+
+
+class JaxConfig(Section):
+    """Only what has no meaning on the other backend."""
+
+    attention: Literal["xla"] = Field("xla", description="Attention kernel.")
+    remat: Literal["none", "full", "dots"] = Field("none", description="What the backward pass recomputes.")
+    cpu_devices: Positive = Field(1, description="Virtual devices to split the CPU into, to try a mesh without accelerators.")
+
+
+class DeepSpeedConfig(Section):
+    """Only what has no meaning on the other backend."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    attention: Literal["sdpa", "eager"] = Field("sdpa", description="Attention implementation of the Hugging Face model.")
+    activation_checkpointing: bool = Field(False, description="Recompute each layer in the backward pass.")
+    torch_compile: bool = Field(False, description="Compile the model with torch.compile.")
+
+
+class RunConfig(Section):
+    """One run file: everything a training run is, for either backend."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(..., description="Name of the run folder.")
+    output_dir: Path = Field(Path("runs"), description="The run folder is output_dir/name.")
+    seed: NonNegative = 0
+    backend: BackendName = Field("jax", description="Default backend; --backend overrides it.")
+    model: ModelConfig
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    data: DataConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    training: TrainingConfig
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    sample: SampleConfig = Field(default_factory=SampleConfig)
+    jax: JaxConfig = Field(default_factory=JaxConfig)
+    deepspeed: DeepSpeedConfig = Field(default_factory=DeepSpeedConfig)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.output_dir / self.name
