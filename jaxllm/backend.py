@@ -7,10 +7,13 @@ every process makes the same calls in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, SupportsFloat
+
+import numpy as np
+from numpy.typing import NDArray
 
 from jaxllm.config.schema import BackendName
 from jaxllm.data.batch import Batch
@@ -60,6 +63,18 @@ class Shard:
     count: int
 
 
+class Decoder(Protocol):
+    """Next-token logits of one sequence, with a key/value cache.  V vocabulary entries."""
+
+    def prefill(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits (V,) after the prompt, which starts the sequence anew; at least one token."""
+        ...
+
+    def decode(self, token: int) -> NDArray[np.float32]:
+        """Logits (V,) after one more token."""
+        ...
+
+
 class Backend(Protocol):
     """One way to train: the same methods, the same meaning, on JAX and on PyTorch + DeepSpeed."""
 
@@ -75,8 +90,12 @@ class Backend(Protocol):
         """Whether this process writes files and talks to the person."""
         ...
 
-    def start(self, run: Run, state: TrainingState | None) -> None:
-        """Join the other processes, lay out the devices, build the model, and fill it from `state` (or initialise it)."""
+    def start(self, run: Run, state: TrainingState | None, training: bool = True) -> None:
+        """Join the other processes, lay out the devices, build the model, and fill it from `state` (or initialise it).
+
+        Without `state` the weights come from `run.model.pretrained` if that is a folder, else from the initialiser.  With
+        `training` false only what `evaluate`, `export` and `decoder` need is built: no optimiser state.
+        """
         ...
 
     def step(self, batch: Batch, hyper: Hyper) -> StepResult:
@@ -85,6 +104,10 @@ class Backend(Protocol):
 
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationResult:
         """Loss over batches, without dropout; every process passes its own rows of the same batches."""
+        ...
+
+    def decoder(self, max_length: int) -> Decoder:
+        """A decoder over the current weights for sequences of up to max_length tokens (collective: all feed the same tokens)."""
         ...
 
     def export(self, progress: Progress) -> TrainingState:
