@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes  # noqa: F401  (teaches numpy the name "bfloat16", which safetensors asks for)
 import numpy as np
@@ -33,7 +34,7 @@ class SafetensorsReader:
         self._folder = folder
         self._stem = stem
         self._renamed = dict(renamed or {})
-        self._open: tuple[str, safe_open] | None = None
+        self._open: tuple[str, Any] | None = None
 
     @cached_property
     def _files(self) -> dict[str, str]:
@@ -49,16 +50,16 @@ class SafetensorsReader:
             raise CheckpointError(f"{self._folder} holds no {self._stem}.safetensors; only safetensors weights are read")
         return {name: single.name for name in self._handle(single.name).keys()}  # noqa: SIM118 (not a dict)
 
-    def _handle(self, file: str) -> safe_open:
+    def _handle(self, file: str) -> Any:
         # One open handle: tensors are asked for in file order, and thousands of shards must not exhaust descriptors.
         if self._open is None or self._open[0] != file:
             try:
-                self._open = (file, safe_open(str(self._folder / file), framework="numpy"))
+                self._open = (file, safe_open(self._folder / file, framework="numpy"))
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{self._folder / file} cannot be read ({error}); restore it from a copy") from None
         return self._open[1]
 
-    def _slice_of(self, name: str) -> safe_open:
+    def _slice_of(self, name: str) -> Any:
         name = self._renamed.get(name, name)
         return self._handle(self._files[name]).get_slice(name)
 
