@@ -14,17 +14,21 @@ class JaxllmError(Exception):
 class ConfigError(JaxllmError):
     """A run file (or `--set`) says something that cannot be.
 
-    `key` is the dotted path of the offending key, for example `training.global_batch`; the loader turns it into a file and a
-    line when it reports the error, so whoever raises it need not know where the value came from.
+    `key` is the dotted path of the offending key, for example `training.global_batch` (empty: the whole file).  Whoever raises
+    it need not know where the value came from: the loader, and the command line for what is found later, add `location`, which
+    is `FILE:LINE` or the `--set` that gave the value.  `others` are further errors of the same file, found together with this.
     """
 
-    def __init__(self, key: str, message: str) -> None:
+    def __init__(self, key: str, message: str, location: str | None = None, others: tuple[ConfigError, ...] = ()) -> None:
         super().__init__(message)
         self.key = key
         self.message = message
+        self.location = location
+        self.others = others
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.message}"
+        sentence = ": ".join(part for part in (self.location, self.key, self.message) if part)
+        return "\n".join([sentence, *map(str, self.others)])
 
 
 class DataError(JaxllmError):

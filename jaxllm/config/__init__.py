@@ -1,5 +1,16 @@
 """The run file: its schema, loading it, and resolving what it leaves open."""
 
+from jaxllm.config.batch import BatchPlan, data_parallel, resolve_batch, tokens_per_step, total_steps
+from jaxllm.config.loading import LoadedRun, load_run
 from jaxllm.config.schema import RunConfig
 
-__all__ = ["RunConfig"]
+__all__ = [
+    "BatchPlan",
+    "LoadedRun",
+    "RunConfig",
+    "data_parallel",
+    "load_run",
+    "resolve_batch",
+    "tokens_per_step",
+    "total_steps",
+]

@@ -9,12 +9,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp64"]
 BackendName: TypeAlias = Literal["jax", "deepspeed"]
-Positive: TypeAlias = Annotated[int, Field(ge=1)]
-NonNegative: TypeAlias = Annotated[int, Field(ge=0)]
+
+
+def _whole(value: object) -> object:
+    """`1e9` is a float in YAML; where a count is wanted it is the whole number it looks like."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Positive: TypeAlias = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+NonNegative: TypeAlias = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -68,7 +75,9 @@ class FileSource(Section):
     @field_validator("files", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+        if isinstance(value, str):
+            return (value,)
+        return tuple(value) if isinstance(value, list) else value
 
 
 class TextSource(FileSource):

@@ -1,0 +1,67 @@
+"""What verbs share: the run file with its overrides, and errors as one sentence each."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import click
+
+from jaxllm.errors import ConfigError, JaxllmError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def run_file_options(command: Callable[P, R]) -> Callable[P, R]:
+    """Give a verb the parameters `file: Path` (FILE) and `overrides: tuple[str, ...]` (each `--set a.b=value`)."""
+    command = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change a key of the run file, for example --set training.steps=10; the value is YAML. May be repeated.",
+    )(command)
+    return click.argument("file", metavar="FILE", type=click.Path(path_type=Path))(command)
+
+
+def handle_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Print a JaxllmError as its sentence on stderr and exit with 1; exit with 130 after an interrupt.
+
+    A ConfigError that was raised after loading is told its `FILE:LINE` from the verb's own `file` and `overrides`.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except JaxllmError as error:
+            error = _placed(error) if isinstance(error, ConfigError) else error
+            click.echo(f"error: {error}" if not isinstance(error, ConfigError) else str(error), err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(130)
+        except BrokenPipeError:
+            # The reader (`| head`) has left; the interpreter must not fail again while flushing at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+
+    return wrapped
+
+
+def _placed(error: ConfigError) -> ConfigError:
+    context = click.get_current_context(silent=True)
+    file = context.params.get("file") if context else None
+    if context is None or not isinstance(file, Path):
+        return error
+    from jaxllm.config.loading import read_origins
+
+    try:
+        return read_origins(file, context.params.get("overrides") or ()).place(error)
+    except ConfigError:  # the file has changed or gone since it was loaded
+        return error
