@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from jaxllm.config.schema import BackendName
 from jaxllm.data.batch import Batch
+from jaxllm.data.batch import Shard as Shard
 from jaxllm.errors import BackendError
 from jaxllm.run import Run
 from jaxllm.state.training_state import Progress, TrainingState
@@ -53,14 +54,6 @@ class EvaluationResult:
 
     loss_sum: float
     target_tokens: float
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Which rows of a global batch this process reads: rows [index * G / count, (index + 1) * G / count)."""
-
-    index: int
-    count: int
 
 
 class Decoder(Protocol):

@@ -12,6 +12,14 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
+class Shard:
+    """Which rows of a global batch this process reads: rows [index * G / count, (index + 1) * G / count)."""
+
+    index: int
+    count: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """The rows of one global batch that this process reads.
 

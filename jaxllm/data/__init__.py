@@ -1,0 +1,1 @@
+"""From documents to batches: sources, tokenizer, prepared token files, packing, and the batch pipeline."""
