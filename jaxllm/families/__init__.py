@@ -1,13 +1,12 @@
 """Model families as data: Hugging Face config -> ModelSpec and the table of weight rules.
 
-Adding a family: one file here that defines ARCHITECTURE, Keys, spec and rules, one entry in FAMILIES, one run file, one line
+Adding a family: one file here that defines ARCHITECTURE, MAX_POSITIONS_KEY, Keys, spec and rules, one entry in FAMILIES, one run file, one line
 in the test tables.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,53 +14,86 @@ from typing import Any
 from pydantic import ValidationError
 
 from jaxllm.config.messages import nearest, one_sentence
-from jaxllm.config.schema import ModelConfig
+from jaxllm.config.schema import ModelConfig, RunConfig
 from jaxllm.errors import ConfigError
 from jaxllm.families import gpt2, llama
 from jaxllm.families.keys import BOOKKEEPING_KEYS
 from jaxllm.families.spec import Model, ModelSpec
 from jaxllm.families.weights import WeightRule, flatten
 
-__all__ = ["FAMILIES", "Model", "ModelSpec", "WeightRule", "flatten", "resolve_model"]
+__all__ = ["FAMILIES", "Model", "ModelSpec", "WeightRule", "check_sequence_length", "flatten", "resolve_model"]
 
 FAMILIES: dict[str, ModuleType] = {"llama": llama, "gpt2": gpt2}
 
 
-def resolve_model(config: ModelConfig, vocab_size: int | None = None) -> Model:
+def resolve_model(config: ModelConfig, vocab_size: int | None = None, end_of_text: int | None = None) -> Model:
     """The definite model of a run file's `model` section.
 
-    vocab_size: the tokenizer's size, which becomes the model's when the run file gives none.  Raises ConfigError for an
-    unknown family, an unknown or wrong key, and a vocabulary smaller than the tokenizer.
+    vocab_size: the tokenizer's size; end_of_text: its end-of-text token.  They become the model's vocab_size, bos_token_id and
+    eos_token_id where the run file gives none.  Raises ConfigError for an unknown family, an unknown or wrong key, and a
+    vocabulary smaller than the tokenizer.
     """
     if config.from_ is not None:
-        folder = _local_folder(config.from_)
-        written = json.loads((folder / "config.json").read_text())
-        family = str(written.get("model_type"))
-        keys = {key: value for key, value in written.items() if key not in BOOKKEEPING_KEYS}
-        return _build(family, keys, vocab_size, key="model.from", pretrained=str(folder))
+        return _from_folder(_local_folder(config.from_), vocab_size)
     keys = config.huggingface
     if vocab_size is not None:
         keys.setdefault("vocab_size", vocab_size)
-    return _build(str(config.family), keys, vocab_size, key="model.family", pretrained=None)
-
-
-def _build(family: str, keys: Mapping[str, Any], vocab_size: int | None, key: str, pretrained: str | None) -> Model:
+    family = str(config.family)
     if family not in FAMILIES:
-        raise ConfigError(key, f"unknown family {family!r}; {nearest(family, FAMILIES)}")
-    module = FAMILIES[family]
+        raise ConfigError("model.family", f"unknown family {family!r}; {nearest(family, FAMILIES)}")
     try:
-        checked = module.Keys.model_validate(dict(keys))
+        checked = FAMILIES[family].Keys.model_validate(keys)
     except ValidationError as error:
-        raise one_sentence(error, prefix="model", allowed=module.Keys) from None
-    if vocab_size is not None and checked.vocab_size < vocab_size:
+        raise one_sentence(error, prefix="model", allowed=FAMILIES[family].Keys) from None
+    return _model(family, checked, vocab_size, key="model.vocab_size", pretrained=None)
+
+
+def check_sequence_length(model: Model, config: RunConfig) -> None:
+    """ConfigError when `data.sequence_length` is longer than the model's positions."""
+    longest, wanted = model.spec.max_positions, config.data.sequence_length
+    if wanted > longest:
+        key = FAMILIES[model.family].MAX_POSITIONS_KEY
+        remedy = f"shorten it or raise model.{key}" if model.pretrained is None else "shorten it"
         raise ConfigError(
-            "model.vocab_size" if pretrained is None else key,
-            f"the model's vocabulary of {checked.vocab_size} is smaller than the tokenizer's {vocab_size}; "
-            f"set vocab_size to at least {vocab_size} or use a smaller tokenizer",
+            "data.sequence_length", f"{wanted} tokens do not fit into the model's {longest} positions ({key}); {remedy}"
         )
-    spec: ModelSpec = module.spec(checked)
-    described = {"architectures": [module.ARCHITECTURE], "model_type": family, **checked.model_dump(mode="json")}
-    return Model(family, spec, module.rules(checked), described, pretrained)
+
+
+def _model(family: str, keys: Any, vocab_size: int | None, key: str, pretrained: str | None) -> Model:
+    module = FAMILIES[family]
+    if vocab_size is not None and keys.vocab_size < vocab_size:
+        remedy = f"set vocab_size to at least {vocab_size} or use" if pretrained is None else "use"
+        raise ConfigError(
+            key,
+            f"the model's vocabulary of {keys.vocab_size} is smaller than the tokenizer's {vocab_size}; "
+            f"{remedy} a smaller tokenizer",
+        )
+    described = {"architectures": [module.ARCHITECTURE], "model_type": family, **keys.model_dump(mode="json")}
+    return Model(family, module.spec(keys), module.rules(keys), described, pretrained)
+
+
+def _from_folder(folder: Path, vocab_size: int | None) -> Model:
+    """The model that a folder's config.json describes, with the folder's weights."""
+    file = folder / "config.json"
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError("model.from", f"{file} cannot be read as JSON: {error}") from None
+    family = written.get("model_type") if isinstance(written, dict) else None
+    if family not in FAMILIES:
+        raise ConfigError(
+            "model.from", f"{file} is of family {family!r}, which jaxllm does not have; {nearest(str(family), FAMILIES)}"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise ConfigError("model.from", f"{folder} holds no *.safetensors weights; convert it with save_pretrained")
+    keys = {key: value for key, value in written.items() if key not in BOOKKEEPING_KEYS}
+    try:
+        checked = FAMILIES[family].Keys.model_validate(keys)
+    except ValidationError as error:
+        found = one_sentence(error, prefix="", allowed=FAMILIES[family].Keys)
+        said = "; ".join(f"{each.key}: {each.message}" if each.key else each.message for each in (found, *found.others))
+        raise ConfigError("model.from", f"{file} is not a {family} model that jaxllm can train: {said}") from None
+    return _model(family, checked, vocab_size, key="model.from", pretrained=str(folder))
 
 
 def _local_folder(name: str) -> Path:
@@ -72,7 +104,7 @@ def _local_folder(name: str) -> Path:
     if folder.exists():
         raise ConfigError("model.from", f"{folder} holds no config.json; give a folder that save_pretrained wrote")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     wanted = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"]
     try:
