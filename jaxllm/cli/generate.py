@@ -1,0 +1,82 @@
+"""`jaxllm generate RUN`: continue a prompt, streaming to the terminal."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from jaxllm.cli.options import handle_errors
+
+
+@click.command()
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--prompt", default="", help="Text to continue; empty: begin a new document.")
+@click.option("--backend", type=click.Choice(["jax", "deepspeed"]), help="Default: the one the run names.")
+@click.option("--step", type=click.IntRange(min=0), help="Checkpoint to use; default: the newest.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True, help="0: the most likely token.")
+@click.option("--top-k", type=click.IntRange(min=0), default=40, show_default=True, help="Only the k most likely; 0: all.")
+@click.option(
+    "--top-p",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Only the most likely that together reach this probability.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@handle_errors
+def generate(
+    run: Path,
+    prompt: str,
+    backend: str | None,
+    step: int | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+) -> None:
+    """Continue a prompt with the model in RUN: a run folder, or a folder that `jaxllm export` wrote.
+
+    \b
+    jaxllm generate runs/quickstart --prompt "def main("
+    """
+    from jaxllm.backend import backend_name, create_backend
+    from jaxllm.checkpointing import drop_portable, open_state, portable_state
+    from jaxllm.data.tokenizer import StreamDecoder
+    from jaxllm.errors import JaxllmError
+    from jaxllm.generation import Sampling, prompt_tokens
+    from jaxllm.generation import generate as continue_text
+    from jaxllm.generation.load import load_trained
+
+    trained = load_trained(run, step, lambda text: click.echo(text, err=True))
+    tokens = prompt_tokens(trained.tokenizer, prompt)
+    limit = trained.run.model.spec.max_positions
+    if len(tokens) >= limit:
+        raise JaxllmError(f"--prompt has {len(tokens)} tokens but the model sees {limit}; shorten it")
+    new_tokens = min(max_new_tokens, limit - len(tokens))
+
+    name = backend_name(backend or trained.run.config.backend)
+    if name == "deepspeed":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    engine = create_backend(name)
+    state = None
+    if trained.checkpoint is not None and name == "jax":
+        state = open_state(trained.checkpoint.folder, trained.run.model)
+    elif trained.checkpoint is not None:
+        state = portable_state(trained.checkpoint)
+    engine.start(trained.run, state, training=False)
+    try:
+        if trained.checkpoint is not None:
+            drop_portable(trained.checkpoint)
+        decoder = engine.decoder(len(tokens) + new_tokens)
+        text = StreamDecoder(trained.tokenizer)
+        click.echo(prompt, nl=False)
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        for token in continue_text(decoder, tokens, sampling, new_tokens, stop=trained.tokenizer.eos_id):
+            click.echo(text.push(token), nl=False)
+        click.echo(text.finish())
+    finally:
+        engine.close()

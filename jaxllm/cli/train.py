@@ -1,0 +1,83 @@
+"""`jaxllm train FILE`: run it, or resume it, on either backend, alone or in a group of processes."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from jaxllm.cli.options import handle_errors, run_file_options
+
+
+@click.command()
+@run_file_options
+@click.option("--backend", type=click.Choice(["jax", "deepspeed"]), help="Overrides `backend` of the run file.")
+@click.option("--processes", type=click.IntRange(min=1), help="Start this many processes on this machine, one per device.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint; start from the beginning if there is none.")
+@click.option("--overwrite", is_flag=True, help="Delete the run that the run folder holds.")
+@click.option(
+    "--allow-changed",
+    multiple=True,
+    metavar="KEY",
+    help="With --resume: let this key (or section) differ from the checkpoint's. May be repeated.",
+)
+@handle_errors
+def train(
+    file: Path,
+    overrides: tuple[str, ...],
+    backend: str | None,
+    processes: int | None,
+    resume: bool,
+    overwrite: bool,
+    allow_changed: tuple[str, ...],
+) -> None:
+    """Train the model that FILE describes.
+
+    \b
+    jaxllm train configs/quickstart.yaml
+    jaxllm train configs/quickstart.yaml --backend deepspeed --processes 2
+    jaxllm train configs/quickstart.yaml --resume
+    """
+    from jaxllm.backend import create_backend, in_group, launch, wanted_processes
+    from jaxllm.config import load_run
+    from jaxllm.errors import ConfigError
+    from jaxllm.training import prepare, train
+
+    if resume and overwrite:
+        raise click.UsageError("--resume goes on with a run and --overwrite deletes it; give one of them")
+    overrides = (*overrides, f"backend={backend}") if backend else overrides
+    loaded = load_run(file, overrides)
+    config = loaded.config
+    worker = in_group(config.backend)
+    try:
+        plan = prepare(
+            config,
+            resume=resume,
+            overwrite=overwrite or worker,
+            allow_changed=allow_changed,
+            report=_say if not worker else _ignore,
+            progress=not worker and sys.stderr.isatty(),
+        )
+        count = wanted_processes(config, processes)
+        if not worker and count > 1:
+            sys.exit(launch(config.backend, sys.argv[1:], count))
+        train(plan, create_backend(config.backend), _resume_command(sys.argv[1:]))
+    except ConfigError as error:
+        raise loaded.place(error) from None
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _ignore(text: str) -> None:
+    """Of a group of processes only the one that started them talks."""
+
+
+def _resume_command(arguments: Sequence[str]) -> str:
+    """The command that goes on with this run."""
+    kept = [argument for argument in arguments if argument not in ("--resume", "--overwrite")]
+    return shlex.join(["jaxllm", *kept, "--resume"])

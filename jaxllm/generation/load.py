@@ -1,0 +1,76 @@
+"""A trained model from a run folder, or from a folder that `save_pretrained` or `jaxllm export` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxllm.config import RunConfig, load_run
+from jaxllm.config.schema import ParallelConfig
+from jaxllm.data.tokenizer import Tokenizer
+from jaxllm.errors import JaxllmError
+from jaxllm.families import resolve_model
+from jaxllm.run import Run
+from jaxllm.run_folder import RunFolder
+from jaxllm.state.store import Checkpoint, CheckpointStore
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model to be used.  checkpoint: where its weights are; None when they are those of `run.model.pretrained`."""
+
+    run: Run
+    tokenizer: Tokenizer
+    checkpoint: Checkpoint | None
+
+
+def load_trained(folder: Path, step: int | None, report: Callable[[str], None]) -> Trained:
+    """Open a run folder at `step` (None: its newest whole checkpoint) or a Hugging Face folder.
+
+    The run is laid out for one device.  report: told of damaged checkpoints.  JaxllmError when there is nothing to open.
+    """
+    run_folder = RunFolder(folder)
+    if run_folder.holds_a_run():
+        return _from_run(run_folder, step, report)
+    if (folder / "config.json").is_file():
+        return _from_pretrained(folder)
+    raise JaxllmError(f"{folder} is neither a run folder (no config.yaml) nor a model folder (no config.json); give another")
+
+
+def _from_run(folder: RunFolder, step: int | None, report: Callable[[str], None]) -> Trained:
+    config = load_run(folder.config).config
+    store = CheckpointStore(folder.checkpoints)
+    if step is not None and step not in store.steps():
+        raise JaxllmError(f"{folder.path} has no checkpoint of step {step}; there are {_listed(store.steps())}")
+    checkpoint = store.open(step) if step is not None else store.latest(report)
+    if checkpoint is None:
+        raise JaxllmError(f"{folder.path} has no whole checkpoint yet; train it with: jaxllm train {folder.config} --resume")
+    return Trained(_one_device(config), Tokenizer.load(str(folder.tokenizer)), checkpoint)
+
+
+def _from_pretrained(folder: Path) -> Trained:
+    tokenizer = Tokenizer.load(str(folder))
+    config = RunConfig.model_validate(
+        {
+            "name": "pretrained",
+            "model": {"from": str(folder)},
+            "data": {"tokenizer": {"from": str(folder)}, "sequence_length": 2},
+            "optimizer": {"learning_rate": 0.0},
+            "training": {"steps": 1, "global_batch": 1},
+        }
+    )
+    return Trained(_one_device(config), tokenizer, None)
+
+
+def _one_device(config: RunConfig) -> Run:
+    single = ParallelConfig(data=1)
+    jax = config.jax.model_copy(update={"cpu_devices": 1})
+    deepspeed = config.deepspeed.model_copy(update={"zero_stage": 0})
+    training = config.training.model_copy(update={"micro_batch": None})
+    config = config.model_copy(update={"parallel": single, "jax": jax, "deepspeed": deepspeed, "training": training})
+    return Run(config, resolve_model(config.model), total_steps=1)
+
+
+def _listed(steps: list[int]) -> str:
+    return ", ".join(map(str, steps)) or "none"
