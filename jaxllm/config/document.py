@@ -16,7 +16,7 @@ import yaml
 
 from jaxllm.errors import ConfigError
 
-Path_: TypeAlias = tuple[str | int, ...]
+KeyPath: TypeAlias = tuple[str | int, ...]
 
 
 class _Loader(yaml.SafeLoader):
@@ -41,9 +41,9 @@ class Document:
 
     source: str
     data: dict[str, Any]
-    lines: dict[Path_, int] = field(default_factory=dict)
+    lines: dict[KeyPath, int] = field(default_factory=dict)
 
-    def line(self, path: Path_) -> int | None:
+    def line(self, path: KeyPath) -> int | None:
         """Line of a key, or of the nearest section around it that the file has."""
         while path:
             if path in self.lines:
@@ -112,7 +112,7 @@ class _Reader:
         self.document = document
         self.open: list[yaml.Node] = []
 
-    def value(self, node: yaml.Node, path: Path_) -> Any:
+    def value(self, node: yaml.Node, path: KeyPath) -> Any:
         if node in self.open:
             raise self.error(node, path, "refers to itself through a YAML alias; write the value out")
         self.open.append(node)
@@ -121,11 +121,12 @@ class _Reader:
                 return self.mapping(node, path)
             if isinstance(node, yaml.SequenceNode):
                 return self.sequence(node, path)
+            assert isinstance(node, yaml.ScalarNode)  # noqa: S101 - YAML has no fourth kind
             return self.scalar(node, path)
         finally:
             self.open.pop()
 
-    def mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Any]:
+    def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         if node.tag != "tag:yaml.org,2002:map":
             raise self.error(node, path, f"has the YAML tag {node.tag}, which a run file cannot hold")
         self.refuse_duplicates(node, path)
@@ -141,7 +142,7 @@ class _Reader:
             result[key] = self.value(value_node, (*path, key))
         return result
 
-    def refuse_duplicates(self, node: yaml.MappingNode, path: Path_) -> None:
+    def refuse_duplicates(self, node: yaml.MappingNode, path: KeyPath) -> None:
         seen: dict[Hashable, int] = {}
         for key_node, _ in node.value:
             key = key_node.value
@@ -152,7 +153,7 @@ class _Reader:
                 raise self.error(key_node, (*path, key), f"is written twice (first on line {seen[key]}); remove one")
             seen[key] = _line(key_node)
 
-    def sequence(self, node: yaml.SequenceNode, path: Path_) -> list[Any]:
+    def sequence(self, node: yaml.SequenceNode, path: KeyPath) -> list[Any]:
         if node.tag != "tag:yaml.org,2002:seq":
             raise self.error(node, path, f"has the YAML tag {node.tag}, which a run file cannot hold")
         values = []
@@ -161,7 +162,7 @@ class _Reader:
             values.append(self.value(item, (*path, index)))
         return values
 
-    def scalar(self, node: yaml.ScalarNode, path: Path_) -> Any:
+    def scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         kind = node.tag.removeprefix("tag:yaml.org,2002:")
         if kind == "int":
             return _integer(node.value)
@@ -172,7 +173,7 @@ class _Reader:
         except (ValueError, KeyError):
             raise self.error(node, path, f"{node.value!r} is not a valid YAML {kind}") from None
 
-    def error(self, node: yaml.Node, path: Path_, message: str) -> ConfigError:
+    def error(self, node: yaml.Node, path: KeyPath, message: str) -> ConfigError:
         return ConfigError(dotted(path), message, location=f"{self.document.source}:{_line(node)}")
 
 
@@ -183,7 +184,7 @@ def _integer(text: str) -> int:
     return int(text.replace("_", ""), 0)
 
 
-def dotted(path: Path_) -> str:
+def dotted(path: KeyPath) -> str:
     """`("optimizer", "betas", 1)` -> `optimizer.betas[1]`."""
     said = ""
     for part in path:
@@ -191,7 +192,7 @@ def dotted(path: Path_) -> str:
     return said
 
 
-def undotted(key: str) -> Path_:
+def undotted(key: str) -> KeyPath:
     """The inverse of `dotted`."""
     parts = re.findall(r"[^.\[\]]+|\[\d+\]", key)
     return tuple(int(part[1:-1]) if part.startswith("[") else part for part in parts)

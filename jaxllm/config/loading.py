@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from jaxllm.config.document import Document, Path_, read_document, undotted
+from jaxllm.config.document import Document, KeyPath, read_document, undotted
 from jaxllm.config.messages import explain
 from jaxllm.config.overrides import apply_overrides
 from jaxllm.config.schema import RunConfig
@@ -21,7 +21,7 @@ class Origins:
     """Where each key of a run came from."""
 
     document: Document
-    overrides: Mapping[Path_, str]
+    overrides: Mapping[KeyPath, str]
 
     def locate(self, key: str) -> str:
         """`FILE:LINE` of a dotted key, `--set a.b=value` when that gave it, or the nearest section around it."""

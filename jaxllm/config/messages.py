@@ -78,26 +78,35 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
 
 def _sentence(finding: ErrorDetails, place: Place, model: type[BaseModel], prefix: str) -> str:
     kind, value = finding["type"], finding["input"]
-    context = finding.get("ctx", {})
-    if kind == "extra_forbidden":
-        return _unknown_key(place, model, prefix)
-    if kind == "missing":
-        return _missing(place)
-    if kind == "value_error":
-        return str(context["error"])
-    if kind == "string_pattern_mismatch":
-        return f"{shown(value)} must be letters, digits, `.`, `_` or `-`, and begin with a letter or digit"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return _unknown_kind(place, value)
-    if kind == "model_type" or (isinstance(value, dict) and not _holds_keys(place)):
-        return _not_a_section(place, value)
+    match kind:
+        case "extra_forbidden":
+            return _unknown_key(place, model, prefix)
+        case "missing":
+            return _missing(place)
+        case "value_error":
+            return str(finding["ctx"]["error"])
+        case "union_tag_invalid" | "union_tag_not_found" | "model_attributes_type":
+            return _unknown_kind(place, value)
+        case "model_type":
+            return _not_a_section(place, value)
+        case _:
+            return _wrong_value(finding, place)
+
+
+def _wrong_value(finding: ErrorDetails, place: Place) -> str:
+    """About a value that is not a section."""
+    kind, value = finding["type"], finding["input"]
+    if kind == "none_required":
+        return f"{shown(value)} is not supported; leave the key out"
     if value is None:
         return f"is empty (null); {_allowed(place)}"
     if kind == "literal_error":
         return f"{shown(value)} is not allowed; {_near(value, place)}"
-    if isinstance(value, bool) or kind not in _TYPE_ERRORS or len(union_members(_annotation(place))) > 1:
+    if kind == "string_pattern_mismatch":
+        return f"{shown(value)} must be letters, digits, `.`, `_` or `-`, and begin with a letter or digit"
+    if kind not in _TYPE_ERRORS or len(union_members(_annotation(place))) > 1:
         return f"{_allowed(place)}, not {shown(value)}"
-    return f"{_TYPE_ERRORS[kind].format(**context)}, not {shown(value)}"
+    return f"{_TYPE_ERRORS[kind].format(**finding.get('ctx', {}))}, not {shown(value)}"
 
 
 def _unknown_key(place: Place, model: type[BaseModel], prefix: str) -> str:
@@ -130,17 +139,12 @@ def _unknown_kind(place: Place, value: Any) -> str:
     return f"unknown kind {shown(value['kind'])}; {nearest(str(value['kind']), allowed)}"
 
 
-def _holds_keys(place: Place) -> bool:
-    return any(is_model(member) for member in union_members(_annotation(place)))
-
-
 def _not_a_section(place: Place, value: Any) -> str:
     models = [member for member in union_members(_annotation(place)) if is_model(member)]
-    if not models:
-        return f"{_allowed(place)}, not a section with keys of its own"
-    keys = ", ".join(fields(models[0]))
-    what = "is empty" if value is None else f"must be a section, not {shown(value)}"
-    return f"{what}; put at least one of its keys below it ({keys})" if value is None else f"{what}; its keys: {keys}"
+    keys = ", ".join(fields(models[0])) if models else ""
+    if value is None:
+        return f"is empty; put at least one of its keys below it ({keys})"
+    return f"must be a section, not {shown(value)}; its keys: {keys}"
 
 
 def _allowed(place: Place) -> str:

@@ -7,17 +7,17 @@ from typing import Any
 
 import yaml
 
-from jaxllm.config.document import Document, Path_, dotted, parse_value
+from jaxllm.config.document import Document, KeyPath, dotted, parse_value
 from jaxllm.errors import ConfigError
 
 
-def apply_overrides(document: Document, overrides: Sequence[str]) -> dict[Path_, str]:
+def apply_overrides(document: Document, overrides: Sequence[str]) -> dict[KeyPath, str]:
     """Change the document's data in place; later overrides win.
 
     Returns which override (`--set a.b=value`) gave each path.  ConfigError for one that is not of the form `key=value`, whose
     value is not YAML, or whose key goes through something that holds no keys.
     """
-    given: dict[Path_, str] = {}
+    given: dict[KeyPath, str] = {}
     for override in overrides:
         location = f"--set {override}"
         key, separator, text = override.partition("=")

@@ -10,14 +10,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from jaxllm.config.document import Path_
+from jaxllm.config.document import KeyPath
 
 
 @dataclass(frozen=True)
 class Place:
     """A place in the schema.  path: as in the run file; section: the model that holds the last key; field: its declaration."""
 
-    path: Path_
+    path: KeyPath
     section: type[BaseModel]
     field: FieldInfo | None
 

@@ -1,7 +1,7 @@
 """Model families as data: Hugging Face config -> ModelSpec and the table of weight rules.
 
-Adding a family: one file here that defines ARCHITECTURE, MAX_POSITIONS_KEY, Keys, spec and rules, one entry in FAMILIES, one run file, one line
-in the test tables.
+Adding a family: one file here that defines ARCHITECTURE, MAX_POSITIONS_KEY, Keys, spec and rules, one entry in FAMILIES, one
+run file, one line in the test tables.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ def resolve_model(config: ModelConfig, vocab_size: int | None = None, end_of_tex
     if config.from_ is not None:
         return _from_folder(_local_folder(config.from_), vocab_size)
     keys = config.huggingface
+    for key in sorted(keys.keys() & BOOKKEEPING_KEYS):
+        raise ConfigError(f"model.{key}", "says nothing about the model that is trained; remove it")
     if vocab_size is not None:
         keys.setdefault("vocab_size", vocab_size)
     family = str(config.family)

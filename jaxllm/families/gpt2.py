@@ -8,13 +8,12 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from jaxllm.families.initialization import Initializer
-from jaxllm.families.keys import HuggingFaceKeys
-from jaxllm.families.spec import Activation, AttentionSpec, MlpSpec, ModelSpec, NormSpec
+from jaxllm.families.keys import ACTIVATIONS, ActivationName, HuggingFaceKeys, check_pad_token
+from jaxllm.families.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec
 from jaxllm.families.weights import WeightRule
 
 ARCHITECTURE = "GPT2LMHeadModel"
-
-_ACTIVATIONS: dict[str, Activation] = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
+MAX_POSITIONS_KEY = "n_positions"
 
 
 class Keys(HuggingFaceKeys):
@@ -26,12 +25,12 @@ class Keys(HuggingFaceKeys):
     n_layer: int = Field(12, ge=1)
     n_head: int = Field(12, ge=1)
     n_inner: int | None = Field(None, ge=1)
-    activation_function: Literal["gelu_new", "gelu_pytorch_tanh", "gelu", "relu"] = "gelu_new"
+    activation_function: ActivationName = "gelu_new"
     resid_pdrop: float = Field(0.1, ge=0, lt=1)
     embd_pdrop: float = Field(0.1, ge=0, lt=1)
     attn_pdrop: float = Field(0.1, ge=0, lt=1)
     layer_norm_epsilon: float = Field(1e-5, ge=0)
-    initializer_range: float = Field(0.02, ge=0)
+    initializer_range: float = Field(0.02, gt=0)
     scale_attn_weights: bool = True
     bos_token_id: int | None = 50256
     eos_token_id: int | list[int] | None = 50256
@@ -42,9 +41,10 @@ class Keys(HuggingFaceKeys):
     tie_word_embeddings: bool = True
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Keys:
+    def _sizes_fit(self) -> Keys:
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; change one of them")
+        check_pad_token(self.pad_token_id, self.vocab_size)
         return self
 
 
@@ -66,7 +66,7 @@ def spec(keys: Keys) -> ModelSpec:
             output_bias=True,
             dropout=keys.attn_pdrop,
         ),
-        mlp=MlpSpec(keys.n_inner or 4 * keys.n_embd, _ACTIVATIONS[keys.activation_function], gated=False, bias=True),
+        mlp=MlpSpec(keys.n_inner or 4 * keys.n_embd, ACTIVATIONS[keys.activation_function], gated=False, bias=True),
         rope=None,
         learned_positions=True,
         tie_embeddings=keys.tie_word_embeddings,

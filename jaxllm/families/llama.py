@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from jaxllm.families.initialization import Initializer
-from jaxllm.families.keys import HuggingFaceKeys
+from jaxllm.families.keys import ACTIVATIONS, ActivationName, HuggingFaceKeys, check_pad_token
 from jaxllm.families.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
 from jaxllm.families.weights import WeightRule
 
 ARCHITECTURE = "LlamaForCausalLM"
+MAX_POSITIONS_KEY = "max_position_embeddings"
 
 
 class RopeParameters(HuggingFaceKeys):
@@ -32,10 +33,10 @@ class Keys(HuggingFaceKeys):
     num_hidden_layers: int = Field(32, ge=1)
     num_attention_heads: int = Field(32, ge=1)
     num_key_value_heads: int | None = Field(None, ge=1)
-    head_dim: int | None = Field(None, ge=2, multiple_of=2)
-    hidden_act: Literal["silu"] = "silu"
+    head_dim: int | None = Field(None, ge=1)
+    hidden_act: ActivationName = "silu"
     max_position_embeddings: int = Field(2048, ge=1)
-    initializer_range: float = Field(0.02, ge=0)
+    initializer_range: float = Field(0.02, gt=0, le=1)
     rms_norm_eps: float = Field(1e-6, ge=0)
     pad_token_id: int | None = None
     bos_token_id: int | None = 1
@@ -45,33 +46,53 @@ class Keys(HuggingFaceKeys):
     attention_bias: bool = False
     attention_dropout: float = Field(0.0, ge=0, lt=1)
     mlp_bias: bool = False
+    rope_scaling: None = Field(None, exclude=True, description="Scaled rotary positions are not supported; only null.")
 
     @model_validator(mode="before")
     @classmethod
-    def _older_spellings(cls, data: object) -> object:
-        """transformers before version 5 wrote `rope_theta` beside the other keys, and `rope_scaling: null`."""
-        if not isinstance(data, Mapping):
-            return data
-        keys = dict(data)
-        if keys.get("rope_scaling", 0) is None:
-            del keys["rope_scaling"]
-        if "rope_theta" in keys and "rope_parameters" not in keys:
-            keys["rope_parameters"] = {"rope_theta": keys.pop("rope_theta"), "rope_type": "default"}
-        return keys
+    def _fill_in(cls, data: object) -> object:
+        """Read the spellings of transformers before version 5, and fill in what follows from other keys."""
+        return _filled_in(dict(data)) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Keys:
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+    def _sizes_fit(self) -> Keys:
+        if self.hidden_size % self.num_attention_heads:  # transformers refuses this even when head_dim is given
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}; "
-                "change one of them or give head_dim"
+                "change one of them"
             )
         if self.num_attention_heads % (self.num_key_value_heads or 1):
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} is not divisible by num_key_value_heads "
                 f"{self.num_key_value_heads}; each key/value head serves the same number of query heads"
             )
+        if (self.head_dim or 0) % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions pair its dimensions")
+        check_pad_token(self.pad_token_id, self.vocab_size)
         return self
+
+
+def _filled_in(keys: dict[str, Any]) -> dict[str, Any]:
+    scaling = keys.get("rope_scaling")
+    if "rope_scaling" in keys and (scaling is None or _rope_type(scaling) == "default"):
+        del keys["rope_scaling"]  # otherwise it stays, and is refused by its name
+    if "rope_theta" in keys and "rope_parameters" not in keys:
+        keys["rope_parameters"] = {"rope_theta": keys.pop("rope_theta"), "rope_type": "default"}
+    if keys.get("rope_parameters", 0) is None:
+        del keys["rope_parameters"]
+    fields = Keys.model_fields
+    heads = keys.get("num_attention_heads", fields["num_attention_heads"].default)
+    hidden_size = keys.get("hidden_size", fields["hidden_size"].default)
+    if type(heads) is int and heads > 0:
+        if keys.get("num_key_value_heads") is None:
+            keys["num_key_value_heads"] = heads
+        if keys.get("head_dim") is None and type(hidden_size) is int and hidden_size >= heads:
+            keys["head_dim"] = hidden_size // heads
+    return keys
+
+
+def _rope_type(scaling: object) -> object:
+    return scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, Mapping) else scaling
 
 
 def spec(keys: Keys) -> ModelSpec:
@@ -92,12 +113,13 @@ def spec(keys: Keys) -> ModelSpec:
             output_bias=keys.attention_bias,
             dropout=keys.attention_dropout,
         ),
-        mlp=MlpSpec(keys.intermediate_size, "silu", gated=True, bias=keys.mlp_bias),
+        mlp=MlpSpec(keys.intermediate_size, ACTIVATIONS[keys.hidden_act], gated=True, bias=keys.mlp_bias),
         rope=RopeSpec(keys.rope_parameters.rope_theta),
         learned_positions=False,
         tie_embeddings=keys.tie_word_embeddings,
         embedding_dropout=0.0,
         residual_dropout=0.0,
+        padding_token=keys.pad_token_id,
     )
 
 
@@ -123,7 +145,8 @@ def rules(keys: Keys) -> tuple[WeightRule, ...]:
               "(kv_heads head_dim) embed -> embed kv_heads head_dim", "kernel", normal),
         layer(f"{at}.o_proj.weight", (f"{to}.output.kernel",),
               "embed (heads head_dim) -> heads head_dim embed", "kernel", normal),
-        layer("model.layers.{layer}.post_attention_layernorm.weight", ("layers.mlp_norm.scale",), "embed -> embed", "norm", ones),
+        layer("model.layers.{layer}.post_attention_layernorm.weight", ("layers.mlp_norm.scale",),
+              "embed -> embed", "norm", ones),
         layer(f"{mlp}.gate_proj.weight", (f"{mlp_to}.gate.kernel",), "mlp embed -> embed mlp", "kernel", normal),
         layer(f"{mlp}.up_proj.weight", (f"{mlp_to}.up.kernel",), "mlp embed -> embed mlp", "kernel", normal),
         layer(f"{mlp}.down_proj.weight", (f"{mlp_to}.down.kernel",), "embed mlp -> mlp embed", "kernel", normal),

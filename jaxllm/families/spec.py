@@ -58,7 +58,10 @@ class MlpSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A decoder-only Transformer.  Sizes in elements; `max_positions` is the longest sequence it may see."""
+    """A decoder-only Transformer.  Sizes in elements; `max_positions` is the longest sequence it may see.
+
+    padding_token: the token whose row of the embedding gets no gradient from the inputs, as torch's `padding_idx` has it.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -72,6 +75,7 @@ class ModelSpec:
     tie_embeddings: bool
     embedding_dropout: float
     residual_dropout: float
+    padding_token: int | None = None
 
     @property
     def sizes(self) -> Mapping[str, int]:

@@ -3,7 +3,8 @@
 A rule is one line: the Hugging Face name, the Flax path(s), and an einops pattern read from left (Hugging Face) to right
 (Flax), for example
 
-    model.layers.{layer}.self_attn.q_proj.weight -> layers.attention.query.kernel   "(heads head_dim) embed -> embed heads head_dim"
+    model.layers.{layer}.self_attn.q_proj.weight -> layers.attention.query.kernel
+    "(heads head_dim) embed -> embed heads head_dim"
 
 Patterns only rearrange, never compute, so that one rule moves weights, gradients and Adam moments in both directions.  The
 axis names on the right are the logical axes that `jaxllm.jax_backend` maps to the mesh.  A name with `{layer}` stands for one
