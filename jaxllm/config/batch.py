@@ -54,7 +54,7 @@ def data_parallel(parallel: ParallelConfig, devices: int) -> int:
         if devices % others:
             raise ConfigError(
                 "parallel.data",
-                f"-1 takes the devices that the other axes leave, but {devices} devices are not a multiple of {others} ({sizes})",
+                f"-1 takes every device that the other axes leave, but {devices} are not a multiple of {others} ({sizes})",
             )
         return devices // others * parallel.fsdp
     if parallel.data * others > devices:

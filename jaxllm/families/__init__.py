@@ -38,8 +38,8 @@ def resolve_model(config: ModelConfig, vocab_size: int | None = None, end_of_tex
     keys = config.huggingface
     for key in sorted(keys.keys() & BOOKKEEPING_KEYS):
         raise ConfigError(f"model.{key}", "says nothing about the model that is trained; remove it")
-    if vocab_size is not None:
-        keys.setdefault("vocab_size", vocab_size)
+    from_tokenizer = {"vocab_size": vocab_size, "bos_token_id": end_of_text, "eos_token_id": end_of_text}
+    keys = {**{key: value for key, value in from_tokenizer.items() if value is not None}, **keys}
     family = str(config.family)
     if family not in FAMILIES:
         raise ConfigError("model.family", f"unknown family {family!r}; {nearest(family, FAMILIES)}")
