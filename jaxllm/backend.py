@@ -7,6 +7,7 @@ every process makes the same calls in the same order.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,8 @@ from typing import Protocol, SupportsFloat
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxllm.config.schema import BackendName
-from jaxllm.data.batch import Batch
-from jaxllm.data.batch import Shard as Shard
+from jaxllm.config.schema import BackendName, RunConfig
+from jaxllm.data.batch import Batch, Shard
 from jaxllm.errors import BackendError
 from jaxllm.run import Run
 from jaxllm.state.training_state import Progress, TrainingState
@@ -100,7 +100,7 @@ class Backend(Protocol):
         ...
 
     def decoder(self, max_length: int) -> Decoder:
-        """A decoder over the current weights for sequences of up to max_length tokens (collective: all feed the same tokens)."""
+        """A decoder over the current weights for sequences of up to max_length tokens (collective: all feed the same)."""
         ...
 
     def export(self, progress: Progress) -> TrainingState:
@@ -146,13 +146,55 @@ def create_backend(name: BackendName) -> Backend:
         from jaxllm.jax_backend import JaxBackend
 
         return JaxBackend()
-    try:
-        import deepspeed  # noqa: F401
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise BackendError(
-            f"--backend deepspeed needs the package {error.name!r}; install it with: pip install 'jaxllm[deepspeed]'"
-        ) from None
+    _require_deepspeed()
     from jaxllm.torch_backend import DeepSpeedBackend
 
     return DeepSpeedBackend()
+
+
+def wanted_processes(config: RunConfig, processes: int | None) -> int:
+    """How many processes a run wants on this machine.  processes: `--processes`, or None.
+
+    JAX drives every local device from one process.  DeepSpeed has one process per device: as many as the mesh names, or, with
+    `parallel.data: -1`, as there are GPUs (one on a CPU).
+    """
+    if processes is not None or config.backend == "jax":
+        return processes or 1
+    _require_deepspeed()
+    from jaxllm.torch_backend.launch import local_devices
+
+    mesh = config.parallel
+    others = mesh.fsdp * mesh.tensor * mesh.context * mesh.expert
+    return max(others, local_devices()) if mesh.data == -1 else mesh.data * others
+
+
+def in_group(name: BackendName) -> bool:
+    """Whether another process (ours, torchrun, the deepspeed launcher, SLURM) started this one as a member of a group."""
+    if name == "jax":
+        from jaxllm.jax_backend.launch import in_group as in_jax_group
+
+        return in_jax_group()
+    _require_deepspeed()
+    from jaxllm.torch_backend.launch import in_group as in_torch_group
+
+    return in_torch_group()
+
+
+def launch(name: BackendName, arguments: list[str], processes: int) -> int:
+    """Run `jaxllm ARGUMENTS` in so many processes on this machine; the exit status of the group."""
+    if name == "jax":
+        from jaxllm.jax_backend.launch import launch as launch_jax
+
+        return launch_jax(arguments, processes)
+    _require_deepspeed()
+    from jaxllm.torch_backend.launch import launch as launch_torch
+
+    return launch_torch(arguments, processes)
+
+
+def _require_deepspeed() -> None:
+    for package in ("torch", "deepspeed"):
+        if importlib.util.find_spec(package) is None:
+            raise BackendError(
+                f"--backend deepspeed needs the package {package!r}; install it with: pip install 'jaxllm[deepspeed]'"
+            )

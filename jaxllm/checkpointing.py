@@ -93,7 +93,7 @@ class Saver:
         except OSError as error:
             self._store.abandon(progress.step)
             self._error = CheckpointError(f"cannot write {saving} ({error}); free disk space or set output_dir elsewhere")
-        except BaseException as error:  # handed to the loop, which raises it
+        except BaseException as error:  # noqa: BLE001 - handed to the loop, which raises it
             self._store.abandon(progress.step)
             self._error = error
 

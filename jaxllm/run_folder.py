@@ -1,12 +1,12 @@
 """The run folder: what a run leaves behind, and the guard against overwriting it.
 
-    RUN/config.yaml        the resolved run file; `jaxllm train RUN/config.yaml` is the same run
-    RUN/environment.json   machine, versions, devices, command
-    RUN/tokenizer/         the tokenizer, as transformers loads it
-    RUN/metrics.jsonl      one object a line
-    RUN/tensorboard/       events
-    RUN/checkpoints/       see jaxllm.state.store
-    RUN/loss.png, RUN/sample.txt
+RUN/config.yaml        the resolved run file; `jaxllm train RUN/config.yaml` is the same run
+RUN/environment.json   machine, versions, devices, command
+RUN/tokenizer/         the tokenizer, as transformers loads it
+RUN/metrics.jsonl      one object a line
+RUN/tensorboard/       events
+RUN/checkpoints/       see jaxllm.state.store
+RUN/loss.png, RUN/sample.txt
 """
 
 from __future__ import annotations

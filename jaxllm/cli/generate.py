@@ -38,13 +38,14 @@ def generate(
     top_p: float,
     seed: int,
 ) -> None:
-    """Continue a prompt with the model in RUN: a run folder, or a folder that `jaxllm export` wrote.
+    r"""Continue a prompt with the model in RUN: a run folder, or a folder that `jaxllm export` wrote.
 
     \b
     jaxllm generate runs/quickstart --prompt "def main("
     """
-    from jaxllm.backend import backend_name, create_backend
+    from jaxllm.backend import create_backend
     from jaxllm.checkpointing import drop_portable, open_state, portable_state
+    from jaxllm.config.schema import BackendName
     from jaxllm.data.tokenizer import StreamDecoder
     from jaxllm.errors import JaxllmError
     from jaxllm.generation import Sampling, prompt_tokens
@@ -58,7 +59,7 @@ def generate(
         raise JaxllmError(f"--prompt has {len(tokens)} tokens but the model sees {limit}; shorten it")
     new_tokens = min(max_new_tokens, limit - len(tokens))
 
-    name = backend_name(backend or trained.run.config.backend)
+    name: BackendName = "jax" if (backend or trained.run.config.backend) == "jax" else "deepspeed"
     if name == "deepspeed":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     engine = create_backend(name)

@@ -34,7 +34,7 @@ def train(
     overwrite: bool,
     allow_changed: tuple[str, ...],
 ) -> None:
-    """Train the model that FILE describes.
+    r"""Train the model that FILE describes.
 
     \b
     jaxllm train configs/quickstart.yaml

@@ -10,11 +10,13 @@ from jaxllm.errors import CheckpointError
 from jaxllm.state.store import CheckpointStore
 from jaxllm.state.training_state import Progress
 
+WEIGHTS = "weights/model.safetensors"
+
 
 def _save(store: CheckpointStore, step: int) -> Path:
     folder = store.begin(step)
     (folder / "weights").mkdir()
-    (folder / "weights" / "model.safetensors").write_bytes(bytes(range(256)) * step)
+    (folder / WEIGHTS).write_bytes(bytes(range(256)) * step)
     progress = Progress(step, step, 4 * step, 64 * step)
     return store.commit(step, progress=progress, backend="jax", config={"seed": 0}, data="abc").folder
 
@@ -45,9 +47,9 @@ def test_keep_none_keeps_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda folder: (folder / "weights/model.safetensors").unlink(), "weights/model.safetensors is missing"),
-        (lambda folder: (folder / "weights/model.safetensors").write_bytes(b"x"), "has 1 bytes instead of 512"),
-        (lambda folder: (folder / "weights/model.safetensors").write_bytes(bytes(512)), "checksum of weights/model.safetensors"),
+        (lambda folder: (folder / WEIGHTS).unlink(), "weights/model.safetensors is missing"),
+        (lambda folder: (folder / WEIGHTS).write_bytes(b"x"), "has 1 bytes instead of 512"),
+        (lambda folder: (folder / WEIGHTS).write_bytes(bytes(512)), "checksum of weights/model.safetensors"),
         (lambda folder: (folder / "manifest.json").unlink(), "no readable manifest.json"),
         (lambda folder: (folder / "checkpoint.json").write_text("{}"), "checkpoint.json has 2 bytes"),
     ],
