@@ -1,0 +1,28 @@
+"""Permutations that are a function of a seed and a purpose alone.
+
+Philox words (Salmon et al., SC 2011) are the same in every version of numpy and on every machine, which `Generator` methods do
+not promise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def _bits(seed: int, purpose: str, count: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=count // 8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """A 32-bit seed that differs for every purpose."""
+    return _bits(seed, purpose, 32)
+
+
+def permutation(size: int, seed: int, purpose: str) -> NDArray[np.int64]:
+    """A permutation of 0..size-1."""
+    words = np.random.Philox(key=_bits(seed, purpose, 128)).random_raw(size)
+    return np.argsort(words, kind="stable").astype(np.int64)
