@@ -2,6 +2,7 @@
 
 from jaxllm.config.batch import BatchPlan, data_parallel, resolve_batch, tokens_per_step, total_steps
 from jaxllm.config.changes import changed_keys
+from jaxllm.config.document import write_yaml
 from jaxllm.config.loading import LoadedRun, load_run
 from jaxllm.config.schema import RunConfig
 
@@ -15,4 +16,5 @@ __all__ = [
     "resolve_batch",
     "tokens_per_step",
     "total_steps",
+    "write_yaml",
 ]

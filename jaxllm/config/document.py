@@ -23,7 +23,15 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe loader with the scalars of the YAML 1.2 core schema."""
 
 
+class _Dumper(yaml.SafeDumper):
+    """Its inverse: quotes what the loader would not read as text, and keeps short lists on one line."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002 - PyYAML's
+        super().increase_indent(flow, False)  # lists are indented below their key
+
+
 _Loader.yaml_implicit_resolvers = {}
+_Dumper.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?(?:0|[1-9][0-9_]*)|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
@@ -32,7 +40,23 @@ for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("merge", r"<<", "<"),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+
+
+def _flat_list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
+    flow = all(isinstance(value, str | int | float) for value in values)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=flow)
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    # PyYAML writes these line separators raw outside double quotes, and then reads them as spaces.
+    separators = any(separator in value for separator in "\x85\u2028\u2029\ufeff")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"' if separators else None)
+
+
+_Dumper.add_representer(list, _flat_list)
+_Dumper.add_representer(str, _text)
 
 
 @dataclass
@@ -91,6 +115,11 @@ def parse_value(text: str) -> Any:
     loader = _Loader(text)
     node = loader.get_single_node()
     return None if node is None else _Reader(loader, Document("", {})).value(node, ())
+
+
+def write_yaml(data: Any) -> str:
+    """Data as YAML that `parse_document` reads back as the same data."""
+    return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
 
 
 def _problem(error: yaml.MarkedYAMLError) -> str:
