@@ -1,0 +1,141 @@
+"""Sharded checkpoints with Orbax: written asynchronously, restored onto any mesh.
+
+    FOLDER/jax_state/   {"params": ..., "exp_avg": ..., "exp_avg_sq": ...}, nested as the Flax paths are
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from jax.sharding import NamedSharding
+from orbax.checkpoint import v1 as ocp
+
+from jaxllm.errors import CheckpointError
+from jaxllm.families import Model, WeightRule, flatten
+from jaxllm.jax_backend.network import Params
+from jaxllm.state import Progress, TrainingState
+from jaxllm.state.training_state import Array
+
+STATE = "jax_state"
+PROGRESS = "progress"
+Trees = Mapping[str, Mapping[str, Any]]
+
+
+def _nested(trees: Trees) -> dict[str, Any]:
+    return {name: traverse_util.unflatten_dict(dict(tree), sep=".") for name, tree in trees.items()}
+
+
+def _flat(trees: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: dict(traverse_util.flatten_dict(tree, sep=".")) for name, tree in trees.items()}
+
+
+class AsyncWriter:
+    """Writes one checkpoint at a time in the background."""
+
+    def __init__(self) -> None:
+        self._pending: ocp.AsyncResponse[None] | None = None
+
+    def save(self, folder: Path, trees: Mapping[str, Params], progress: Progress) -> None:
+        """Start writing; returns when the arrays have been copied to host memory and may be donated (collective)."""
+        self.wait()
+        self._pending = ocp.save_async(
+            (folder / STATE).resolve(), _nested(trees), custom_metadata={PROGRESS: progress.to_json()}
+        )
+
+    def wait(self) -> None:
+        """Return when the last save is on disk; raises what it failed with."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+def read_progress(folder: Path) -> Progress:
+    """How far the run had come that wrote `folder`."""
+    metadata = _open(folder).custom_metadata
+    if not metadata or PROGRESS not in metadata:
+        raise CheckpointError(f"{folder / STATE} does not say how far its run had come; use another checkpoint")
+    return Progress.from_json(metadata[PROGRESS])
+
+
+def restore(
+    folder: Path, names: Sequence[str], shardings: Mapping[str, NamedSharding], shapes: Mapping[str, Any]
+) -> dict[str, Params]:
+    """The trees `names` of a checkpoint with the given shardings, whatever mesh wrote them (collective)."""
+    _open(folder)
+    wanted = {
+        path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[path]) for path, shape in shapes.items()
+    }
+    return _flat(_load(folder, _nested({name: wanted for name in names})))
+
+
+def _open(folder: Path) -> Any:
+    try:
+        return ocp.metadata((folder / STATE).resolve())
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder / STATE} is not a JAX checkpoint or is damaged ({error}); use another one") from None
+
+
+def _load(folder: Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
+    """What `abstract` names, leaving out the rest of the checkpoint."""
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+        return dict(ocp.load((folder / STATE).resolve(), abstract))
+
+
+class SavedWeights:
+    """One tree of a checkpoint as a TensorReader, on the host, without the mesh that wrote it.
+
+    All layers of a tensor are read together and kept until another tensor is asked for.
+    """
+
+    def __init__(self, folder: Path, tree: str, rules: Sequence[WeightRule], dtypes: Mapping[str, np.dtype]) -> None:
+        self._folder = folder
+        self._tree = tree
+        self._rules = {name: (rule, layer) for name, rule, layer in flatten(rules)}
+        self._dtypes = dtypes
+        self._kept: tuple[WeightRule, list[Array]] | None = None
+
+    def names(self) -> Sequence[str]:
+        """Hugging Face names, in checkpoint order."""
+        return list(self._rules)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._rules[name][0].shape
+
+    def read(self, name: str, index: Sequence[slice] | None = None) -> Array:
+        """The tensor, or a slice of it."""
+        rule, layer = self._rules[name]
+        leaves = self._leaves(rule)
+        tensor = rule.to_huggingface(*(leaf if layer is None else leaf[layer] for leaf in leaves))
+        return np.array(tensor[tuple(index)] if index is not None else tensor, order="C")
+
+    def _leaves(self, rule: WeightRule) -> list[Array]:
+        if self._kept is None or self._kept[0] is not rule:
+            self._kept = None
+            wanted = {path: np.empty(rule.flax_shape, self._dtypes[path]) for path in rule.paths}
+            loaded = _flat(_load(self._folder, _nested({self._tree: wanted})))[self._tree]
+            self._kept = (rule, [np.asarray(loaded[path]) for path in rule.paths])
+        return self._kept[1]
+
+
+def read_training_state(folder: Path, model: Model) -> TrainingState:
+    """The state that `JaxBackend.save` wrote to `folder`, read tensor by tensor in one process, on any machine.
+
+    Raises CheckpointError when there is none, it is damaged, or it belongs to another model.
+    """
+    saved = _flat(_open(folder).metadata)
+    expected = {path: rule.flax_shape for rule in model.rules for path in rule.paths}
+    found = {path: tuple(leaf.shape) for path, leaf in saved["params"].items()}
+    if found != expected:
+        names = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
+        raise CheckpointError(f"{folder / STATE} belongs to another model: {', '.join(names)} differ; use the model it was made with")
+    dtypes = {path: np.dtype(leaf.dtype) for path, leaf in saved["params"].items()}
+    trees = {name: SavedWeights(folder, name, model.rules, dtypes) for name in saved}
+    return TrainingState(read_progress(folder), trees["params"], trees.get("exp_avg"), trees.get("exp_avg_sq"))

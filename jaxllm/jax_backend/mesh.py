@@ -1,0 +1,77 @@
+"""The device mesh of a run: sizes from `parallel`, devices from JAX."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from jaxllm.config.schema import ParallelConfig, RunConfig
+from jaxllm.errors import ConfigError
+from jaxllm.jax_backend.sharding import MESH_AXES
+
+
+def run_devices(config: RunConfig) -> list[jax.Device]:
+    """The devices of a run: every accelerator, or `jax.cpu_devices` virtual CPU devices of each process."""
+    devices = jax.devices()
+    if devices[0].platform != "cpu":
+        return devices
+    wanted = config.jax.cpu_devices
+    chosen = [
+        device for process in range(jax.process_count()) for device in _of_process(devices, process)[:wanted]
+    ]  # fmt: skip
+    if len(chosen) < wanted * jax.process_count():
+        raise ConfigError(
+            "jax.cpu_devices",
+            f"JAX already runs with {len(devices) // jax.process_count()} CPU devices in this process, so there cannot be {wanted}; "
+            "start a new process",
+        )
+    return chosen
+
+
+def _of_process(devices: list[jax.Device], process: int) -> list[jax.Device]:
+    return [device for device in devices if device.process_index == process]
+
+
+def mesh_sizes(parallel: ParallelConfig, devices: int) -> dict[str, int]:
+    """Size of every mesh axis, `data: -1` resolved.  ConfigError when their product is not the number of devices."""
+    for axis in ("context", "expert"):
+        if getattr(parallel, axis) > 1:
+            reason = "no supported family has experts" if axis == "expert" else "the sequence cannot be sharded on this backend"
+            raise ConfigError(f"parallel.{axis}", f"{getattr(parallel, axis)} is not possible, {reason}; set it to 1")
+    sizes = {axis: int(getattr(parallel, axis)) for axis in MESH_AXES}
+    others = math.prod(size for axis, size in sizes.items() if axis != "data")
+    if sizes["data"] == -1:
+        if devices % others:
+            raise ConfigError(
+                "parallel", f"{_product(sizes)} does not divide the {_count(devices)}; make it a divisor of {devices}"
+            )
+        sizes["data"] = devices // others
+    needed = others * sizes["data"]
+    if needed > devices:
+        hint = "use fewer, or jax.cpu_devices to split the CPU" if jax.default_backend() == "cpu" else "use fewer"
+        raise ConfigError("parallel", f"the mesh {_product(sizes)} needs {needed} devices but there are {devices}; {hint}")
+    if needed < devices:
+        raise ConfigError(
+            "parallel", f"the mesh {_product(sizes)} uses {needed} of {_count(devices)}; set parallel.data to -1 to use them all"
+        )
+    return sizes
+
+
+def _product(sizes: dict[str, int]) -> str:
+    """`fsdp 4 x tensor 2`."""
+    return " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size not in (1, -1)) or "data 1"
+
+
+def _count(devices: int) -> str:
+    return f"{devices} device{'s' if devices != 1 else ''}"
+
+
+def create_mesh(config: RunConfig) -> Mesh:
+    """The mesh of a run.  Its axes are Auto: the compiler propagates shardings from parameters, batch and constraints."""
+    devices = run_devices(config)
+    sizes = mesh_sizes(config.parallel, len(devices))
+    return jax.make_mesh(
+        tuple(sizes[axis] for axis in MESH_AXES), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
+    )

@@ -1,0 +1,1 @@
+"""One configurable decoder-only Transformer in Flax NNX, driven by `ModelSpec`."""

@@ -1,0 +1,114 @@
+"""Causal self-attention with grouped keys and values (arXiv:2305.13245).
+
+Shape legend: B batch, S queries, T keys, E hidden, H heads, K key/value heads, G = H / K queries per key, D head_dim.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxllm.families.spec import AttentionSpec
+from jaxllm.jax_backend.model.dropout import Site, dropout
+from jaxllm.jax_backend.model.linear import Linear
+from jaxllm.jax_backend.model.rope import rotate
+from jaxllm.jax_backend.model.runtime import Runtime
+from jaxllm.jax_backend.precision import Policy
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of earlier tokens, (B, T, K, D) each, with a leading `layers` axis outside the scan."""
+
+    key: jax.Array
+    value: jax.Array
+
+
+class Context(NamedTuple):
+    """What every layer of one forward pass shares.
+
+    mask_BST: which key each query sees.  rotary: cosine and sine, if positions are rotary.  key: of dropout, if there is any.
+    offset: index of the first query in the cache, if there is one.
+    """
+
+    mask: jax.Array
+    rotary: tuple[jax.Array, jax.Array] | None = None
+    key: jax.Array | None = None
+    offset: jax.Array | None = None
+
+
+def segment_mask(segments_BS: jax.Array) -> jax.Array:
+    """(B, S, S): a token sees itself and earlier tokens of its segment, so that no row is empty, not even of padding."""
+    length = segments_BS.shape[1]
+    causal_ST = jax.lax.broadcasted_iota(jnp.int32, (length, length), 0) >= jax.lax.broadcasted_iota(
+        jnp.int32, (length, length), 1
+    )
+    return (segments_BS[:, :, None] == segments_BS[:, None, :]) & causal_ST
+
+
+def cache_mask(offset: jax.Array, queries: int, length: int) -> jax.Array:
+    """(1, S, T): queries `offset`, `offset + 1`, ... each see the cache up to themselves."""
+    index_S = offset + jnp.arange(queries, dtype=jnp.int32)
+    return (jnp.arange(length, dtype=jnp.int32) <= index_S[:, None])[None]
+
+
+def attend(
+    query_BSHD: jax.Array, key_BTKD: jax.Array, value_BTKD: jax.Array, context: Context, scale: float, rate: float, policy: Policy
+) -> jax.Array:
+    """softmax(q k^T scale) v over grouped heads, the softmax in the statistics dtype; (B, S, H, D).
+
+    Written out because `jax.nn.dot_product_attention` computes its softmax in float32 even for float64.
+    """
+    batch, queries, heads, head_dim = query_BSHD.shape
+    groups = heads // key_BTKD.shape[2]
+    query_BSKGD = query_BSHD.reshape(batch, queries, key_BTKD.shape[2], groups, head_dim)
+    scores_BKGST = jnp.einsum(
+        "bskgd,btkd->bkgst", query_BSKGD, key_BTKD, precision=policy.matmul, preferred_element_type=policy.statistics
+    )
+    lowest = jnp.finfo(policy.statistics).min
+    scores_BKGST = jnp.where(context.mask[:, None, None], scores_BKGST * scale, lowest)
+    weights_BKGST = jax.nn.softmax(scores_BKGST, axis=-1).astype(policy.compute)
+    weights_BKGST = dropout(weights_BKGST, rate, context.key, Site.ATTENTION)
+    mixed_BSKGD = jnp.einsum("bkgst,btkd->bskgd", weights_BKGST, value_BTKD, precision=policy.matmul)
+    return mixed_BSKGD.reshape(batch, queries, heads, head_dim)
+
+
+class Attention(nnx.Module):
+    """Projections to query, key and value, attention, projection back."""
+
+    def __init__(self, spec: AttentionSpec, hidden: int, runtime: Runtime) -> None:
+        heads, kv_heads, head_dim = spec.heads, spec.kv_heads, spec.head_dim
+        query, key_value = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
+        self.query = Linear((hidden, heads, head_dim), query, spec.qkv_bias, runtime)
+        self.key = Linear((hidden, kv_heads, head_dim), key_value, spec.qkv_bias, runtime)
+        self.value = Linear((hidden, kv_heads, head_dim), key_value, spec.qkv_bias, runtime)
+        self.output = Linear((heads, head_dim, hidden), ("heads", "head_dim", "embed"), spec.output_bias, runtime, inputs=2)
+        self.spec = spec
+        self.runtime = runtime
+
+    def __call__(self, x_BSE: jax.Array, context: Context, cache: KeyValue | None) -> tuple[jax.Array, KeyValue | None]:
+        constrain = self.runtime.layout.constrain
+        query_BSHD = constrain(self.query(x_BSE), "batch", "sequence", "heads", None)
+        key_BSKD = constrain(self.key(x_BSE), "batch", "sequence", "kv_heads", None)
+        value_BSKD = constrain(self.value(x_BSE), "batch", "sequence", "kv_heads", None)
+        if context.rotary is not None:
+            query_BSHD, key_BSKD = rotate(query_BSHD, context.rotary), rotate(key_BSKD, context.rotary)
+        if cache is not None:
+            cache = _remember(cache, key_BSKD, value_BSKD, context)
+            key_BSKD, value_BSKD = cache
+        rate = self.spec.dropout
+        mixed_BSHD = attend(query_BSHD, key_BSKD, value_BSKD, context, self.spec.scale, rate, self.runtime.policy)
+        mixed_BSHD = constrain(mixed_BSHD, "batch", "sequence", "heads", None)
+        return self.output(mixed_BSHD), cache
+
+
+def _remember(cache: KeyValue, key_BSKD: jax.Array, value_BSKD: jax.Array, context: Context) -> KeyValue:
+    """The cache with this call's keys and values written at its offset."""
+    if context.offset is None:
+        raise ValueError("a key/value cache needs the offset to write at")
+    start = (0, context.offset, 0, 0)
+    return KeyValue(
+        jax.lax.dynamic_update_slice(cache.key, key_BSKD, start), jax.lax.dynamic_update_slice(cache.value, value_BSKD, start)
+    )

@@ -1,0 +1,33 @@
+"""One layer: norm, attention, residual, norm, MLP, residual.  B batch, S sequence, E hidden."""
+
+from __future__ import annotations
+
+import jax
+from flax import nnx
+
+from jaxllm.families.spec import ModelSpec
+from jaxllm.jax_backend.model.attention import Attention, Context, KeyValue
+from jaxllm.jax_backend.model.dropout import Site, dropout
+from jaxllm.jax_backend.model.mlp import Mlp
+from jaxllm.jax_backend.model.norm import Norm
+from jaxllm.jax_backend.model.runtime import Runtime
+
+
+class Block(nnx.Module):
+    """A pre-norm Transformer layer."""
+
+    def __init__(self, spec: ModelSpec, runtime: Runtime) -> None:
+        self.attention_norm = Norm(spec.norm, spec.hidden_size, runtime)
+        self.attention = Attention(spec.attention, spec.hidden_size, runtime)
+        self.mlp_norm = Norm(spec.norm, spec.hidden_size, runtime)
+        self.mlp = Mlp(spec.mlp, spec.hidden_size, runtime)
+        self.residual_dropout = spec.residual_dropout
+        self.layout = runtime.layout
+
+    def __call__(self, x_BSE: jax.Array, context: Context, cache: KeyValue | None) -> tuple[jax.Array, KeyValue | None]:
+        rate = self.residual_dropout
+        attended_BSE, cache = self.attention(self.attention_norm(x_BSE), context, cache)
+        x_BSE = x_BSE + dropout(attended_BSE, rate, context.key, Site.ATTENTION_OUTPUT)
+        x_BSE = self.layout.constrain(x_BSE, "batch", "sequence", "hidden")
+        x_BSE = x_BSE + dropout(self.mlp(self.mlp_norm(x_BSE)), rate, context.key, Site.MLP_OUTPUT)
+        return self.layout.constrain(x_BSE, "batch", "sequence", "hidden"), cache

@@ -1,0 +1,32 @@
+"""Dropout (Srivastava et al., 2014), the same on every mesh: bits depend on the key and the element's global index alone."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Site(IntEnum):
+    """Where in a layer (or beside the layers) a mask is drawn; each site has its own bits."""
+
+    EMBEDDING = 0
+    ATTENTION = 1
+    ATTENTION_OUTPUT = 2
+    MLP_OUTPUT = 3
+
+
+def step_key(seed: int, step: jax.Array, micro_batch: jax.Array) -> jax.Array:
+    """The key of one micro-batch of one step; layers fold their index in."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), micro_batch)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None, site: Site) -> jax.Array:
+    """Zero each element with probability `rate` and scale the rest by 1 / (1 - rate); nothing without a key."""
+    if key is None or rate == 0.0:
+        return x
+    bits = jax.random.bits(jax.random.fold_in(key, int(site)), x.shape, jnp.uint32)
+    keep = bits >= np.uint32(min(round(rate * 2**32), 2**32 - 1))
+    return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))

@@ -1,0 +1,40 @@
+"""The feed-forward part of a layer: plain or gated (arXiv:2002.05202).  B batch, S sequence, E hidden, M inner size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import jax
+from flax import nnx
+
+from jaxllm.families.spec import Activation, MlpSpec
+from jaxllm.jax_backend.model.linear import Linear
+from jaxllm.jax_backend.model.runtime import Runtime
+
+# `gelu` is the exact, erf form (jax.nn.gelu's default is the tanh approximation).
+ACTIVATIONS: Mapping[Activation, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+class Mlp(nnx.Module):
+    """act(x gate) * (x up) down, or act(x up) down without a gate."""
+
+    def __init__(self, spec: MlpSpec, hidden: int, runtime: Runtime) -> None:
+        inward, outward = (hidden, spec.size), ("embed", "mlp")
+        self.gate = Linear(inward, outward, spec.bias, runtime) if spec.gated else None
+        self.up = Linear(inward, outward, spec.bias, runtime)
+        self.down = Linear((spec.size, hidden), ("mlp", "embed"), spec.bias, runtime)
+        self.activation = spec.activation
+        self.runtime = runtime
+
+    def __call__(self, x_BSE: jax.Array) -> jax.Array:
+        activate = ACTIVATIONS[self.activation]
+        inner_BSM = self.up(x_BSE)
+        inner_BSM = activate(inner_BSM) if self.gate is None else activate(self.gate(x_BSE)) * inner_BSM
+        inner_BSM = self.runtime.layout.constrain(inner_BSM, "batch", "sequence", "mlp")
+        return self.down(inner_BSM)

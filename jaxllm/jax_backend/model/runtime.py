@@ -1,0 +1,18 @@
+"""Runtime: how a model is computed (dtypes, layout, kernels), as opposed to what it computes (`ModelSpec`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxllm.jax_backend.precision import Policy
+from jaxllm.jax_backend.sharding import Layout
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """policy: dtypes.  layout: where activations live.  remat: what the backward pass recomputes, per layer."""
+
+    policy: Policy
+    layout: Layout
+    remat: Literal["none", "full", "dots"] = "none"

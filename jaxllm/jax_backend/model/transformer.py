@@ -1,0 +1,110 @@
+"""The Transformer: embeddings, a scan over stacked layers, a final norm and an output head.
+
+Shape legend: B batch, S sequence, E hidden, V vocabulary, T cache length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxllm.families.spec import ModelSpec
+from jaxllm.jax_backend.model.attention import Context, KeyValue, cache_mask, segment_mask
+from jaxllm.jax_backend.model.block import Block
+from jaxllm.jax_backend.model.dropout import Site, dropout
+from jaxllm.jax_backend.model.linear import Embedding, Linear
+from jaxllm.jax_backend.model.norm import Norm
+from jaxllm.jax_backend.model.parameter import stacked
+from jaxllm.jax_backend.model.rope import rotary_tables
+from jaxllm.jax_backend.model.runtime import Runtime
+from jaxllm.jax_backend.precision import Policy
+
+_REMAT_POLICIES: dict[str, Callable[..., Any]] = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Transformer(nnx.Module):
+    """A decoder-only language model of any family."""
+
+    def __init__(self, spec: ModelSpec, runtime: Runtime) -> None:
+        self.embed = Embedding(spec.vocab_size, spec.hidden_size, ("vocab", "embed"), runtime)
+        self.position_embed = (
+            Embedding(spec.max_positions, spec.hidden_size, ("position", "embed"), runtime) if spec.learned_positions else None
+        )
+        self.layers = stacked(lambda: Block(spec, runtime), spec.layers)
+        self.final_norm = Norm(spec.norm, spec.hidden_size, runtime)
+        self.head = (
+            None
+            if spec.tie_embeddings
+            else Linear((spec.hidden_size, spec.vocab_size), ("embed", "vocab"), bias=False, runtime=runtime)
+        )
+        self.spec = spec
+        self.runtime = runtime
+
+    def __call__(
+        self, inputs_BS: jax.Array, positions_BS: jax.Array, segments_BS: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Logits (B, S, V) in the compute dtype.  key: turns dropout on, where the spec has any."""
+        context = Context(segment_mask(segments_BS), self._rotary(positions_BS), key)
+        x_BSE = self._embed(inputs_BS, positions_BS, key)
+        x_BSE, _ = self._layers(x_BSE, context, None)
+        return self._logits(x_BSE)
+
+    def decode(
+        self, tokens_BS: jax.Array, offset: jax.Array, last: jax.Array, cache: KeyValue
+    ) -> tuple[jax.Array, KeyValue]:
+        """Logits (B, V) after token `last` of `tokens`, which continue the cache at `offset`; and the longer cache."""
+        batch, length = tokens_BS.shape
+        positions_BS = jnp.broadcast_to(offset + jnp.arange(length, dtype=jnp.int32), (batch, length))
+        mask = cache_mask(offset, length, cache.key.shape[2])
+        context = Context(mask, self._rotary(positions_BS), offset=offset)
+        x_BSE, new_cache = self._layers(self._embed(tokens_BS, positions_BS, None), context, cache)
+        assert new_cache is not None
+        x_BSE = jax.lax.dynamic_slice_in_dim(x_BSE, last, 1, axis=1)
+        return self._logits(x_BSE)[:, 0], new_cache
+
+    def _rotary(self, positions_BS: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        if self.spec.rope is None:
+            return None
+        return rotary_tables(self.spec.rope, self.spec.attention.head_dim, positions_BS, self.runtime.policy)
+
+    def _embed(self, tokens_BS: jax.Array, positions_BS: jax.Array, key: jax.Array | None) -> jax.Array:
+        x_BSE = self.embed(tokens_BS)
+        if self.position_embed is not None:
+            x_BSE = x_BSE + self.position_embed(positions_BS)
+        x_BSE = self.runtime.layout.constrain(x_BSE, "batch", "sequence", "hidden")
+        # Layers fold in their index, 0 to L - 1; L stands for what comes before them.
+        key = None if key is None else jax.random.fold_in(key, self.spec.layers)
+        return dropout(x_BSE, self.spec.embedding_dropout, key, Site.EMBEDDING)
+
+    def _layers(self, x_BSE: jax.Array, context: Context, cache: KeyValue | None) -> tuple[jax.Array, KeyValue | None]:
+        """All layers in one scan, so that compile time does not grow with their number."""
+        graphdef, stack = nnx.split(self.layers, graph=False)
+
+        def layer(x_BSE: jax.Array, inputs: tuple[Any, jax.Array, KeyValue | None]) -> tuple[jax.Array, KeyValue | None]:
+            weights, index, layer_cache = inputs
+            key = None if context.key is None else jax.random.fold_in(context.key, index)
+            block = nnx.merge(graphdef, weights)
+            return block(x_BSE, context._replace(key=key), layer_cache)
+
+        if self.runtime.remat != "none":
+            # Inside a scan the compiler cannot undo recomputation by common subexpression elimination, so it need not be held off.
+            layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.runtime.remat], prevent_cse=False)
+        return jax.lax.scan(layer, x_BSE, (stack, jnp.arange(self.spec.layers, dtype=jnp.int32), cache))
+
+    def _logits(self, x_BSE: jax.Array) -> jax.Array:
+        x_BSE = self.final_norm(x_BSE)
+        logits_BSV = self.embed.attend(x_BSE) if self.head is None else self.head(x_BSE)
+        return self.runtime.layout.constrain(logits_BSV, "batch", "sequence", "vocab")
+
+
+def empty_cache(spec: ModelSpec, policy: Policy, batch: int, length: int) -> KeyValue:
+    """Room for the keys and values of `length` tokens in every layer, (L, B, T, K, D) each."""
+    shape = (spec.layers, batch, length, spec.attention.kv_heads, spec.attention.head_dim)
+    return KeyValue(jnp.zeros(shape, policy.compute), jnp.zeros(shape, policy.compute))

@@ -1,0 +1,133 @@
+"""From logical axes to the mesh: the one table, and what follows from it for parameters and activations.
+
+A parameter's logical axes come from its weight rule (`WeightRule.axes`), an activation's from the layer that makes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxllm.errors import ConfigError
+from jaxllm.families import WeightRule
+
+# Outermost first: neighbours on the last axis are nearest to each other, and tensor parallelism talks the most.
+MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
+
+# THE table.  `embed` is the hidden dimension of a parameter, `hidden` the same dimension of an activation.
+LOGICAL_AXES: Mapping[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "sequence": ("context",),
+    "hidden": (),
+    "layers": (),
+    "position": (),
+    "head_dim": (),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+}
+
+# How an error message calls a dimension.
+_DIMENSIONS = {
+    "heads": "the number of attention heads",
+    "kv_heads": "the number of key/value heads",
+    "mlp": "the MLP's inner size",
+    "vocab": "the vocabulary size",
+    "embed": "the hidden size",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where activations live.  replicated: logical axes that stay whole here (a decoder's batch of one)."""
+
+    mesh: Mesh
+    replicated: frozenset[str] = frozenset()
+
+    def spec(self, *axes: str | None) -> PartitionSpec:
+        """The PartitionSpec of an activation with these logical axes; None: not sharded."""
+        return PartitionSpec(*(LOGICAL_AXES[axis] or None if axis and axis not in self.replicated else None for axis in axes))
+
+    def sharding(self, *axes: str | None) -> NamedSharding:
+        """The sharding of an activation with these logical axes."""
+        return NamedSharding(self.mesh, self.spec(*axes))
+
+    def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """`x`, laid out as its logical axes say."""
+        if self.mesh.size == 1:
+            return x
+        return jax.lax.with_sharding_constraint(x, self.sharding(*axes))
+
+    @property
+    def whole(self) -> NamedSharding:
+        """Every device holds everything."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+
+def data_parallel(mesh: Mesh) -> int:
+    """Number of devices that see different rows."""
+    return math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
+
+
+def parameter_shardings(rules: Sequence[WeightRule], mesh: Mesh) -> dict[str, NamedSharding]:
+    """The sharding of every parameter by Flax path (moments and gradients share it).
+
+    Raises ConfigError, naming mesh axis, dimension and size, when a dimension that must be cut cannot be cut evenly.
+    """
+    return {
+        path: NamedSharding(mesh, _parameter_spec(rule.axes, rule.flax_shape, mesh.shape)) for rule in rules for path in rule.paths
+    }
+
+
+def _parameter_spec(axes: Sequence[str], shape: Sequence[int], mesh: Mapping[str, int]) -> PartitionSpec:
+    """Each axis as the table says; what cannot be cut there is cut along another axis of the same parameter."""
+    cut: dict[str, tuple[str, ...]] = {}
+    homeless: list[tuple[str, str, int]] = []
+    for axis, size in zip(axes, shape, strict=True):
+        for mesh_axis in LOGICAL_AXES[axis]:
+            if size % mesh[mesh_axis] == 0:
+                cut[axis] = (*cut.get(axis, ()), mesh_axis)
+            elif axis in ("vocab", "embed"):
+                homeless.append((mesh_axis, axis, size))
+            else:
+                raise _indivisible(mesh_axis, mesh[mesh_axis], axis, size)
+    if "embed" not in axes:
+        homeless.append(("fsdp", "embed", 0))
+    for mesh_axis, axis, size in homeless:
+        _rehouse(cut, axes, shape, mesh, mesh_axis, axis, size)
+    return PartitionSpec(*(cut.get(axis) for axis in axes))
+
+
+def _rehouse(
+    cut: dict[str, tuple[str, ...]],
+    axes: Sequence[str],
+    shape: Sequence[int],
+    mesh: Mapping[str, int],
+    mesh_axis: str,
+    axis: str,
+    size: int,
+) -> None:
+    """Cut the largest axis that can take `mesh_axis` as well.  Vectors that cannot be cut stay whole: they are small."""
+    candidates = [
+        (length, other)
+        for other, length in zip(axes, shape, strict=True)
+        if other != "layers" and length % (mesh[mesh_axis] * math.prod(mesh[taken] for taken in cut.get(other, ()))) == 0
+    ]
+    if candidates:
+        _, other = max(candidates)
+        cut[other] = (*cut.get(other, ()), mesh_axis)
+    elif len([other for other in axes if other != "layers"]) > 1 and size:
+        raise _indivisible(mesh_axis, mesh[mesh_axis], axis, size)
+
+
+def _indivisible(mesh_axis: str, ways: int, axis: str, size: int) -> ConfigError:
+    return ConfigError(
+        f"parallel.{mesh_axis}",
+        f"{ways} does not divide {_DIMENSIONS[axis]} ({axis} = {size}); use a divisor of {size}",
+    )

@@ -1,0 +1,132 @@
+"""The training step and the evaluation step: pure functions of parameters, moments and a batch, compiled once.
+
+Shape legend: A micro-batches (accumulation), B sequences of one micro-batch over all devices, S sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+
+from jaxllm.config.schema import OptimizerConfig
+from jaxllm.jax_backend.loss import token_loss_sum
+from jaxllm.jax_backend.model.dropout import step_key
+from jaxllm.jax_backend.network import Network, Params
+from jaxllm.jax_backend.optimizer import Moments, StepScalars, clip_factor
+
+
+class DeviceBatch(NamedTuple):
+    """A global batch on the devices, (A, B, S) each; fields as in `jaxllm.data.batch.Batch`."""
+
+    inputs: jax.Array
+    targets: jax.Array
+    weights: jax.Array
+    positions: jax.Array
+    segments: jax.Array
+
+
+class StepMetrics(NamedTuple):
+    """loss: mean over target tokens.  gradient_norm: before clipping.  target_tokens: sum of weights.  All global."""
+
+    loss: jax.Array
+    gradient_norm: jax.Array
+    target_tokens: jax.Array
+
+
+TrainStep = Callable[[Params, Moments, DeviceBatch, StepScalars, Any], tuple[Params, Moments, StepMetrics]]
+EvaluationStep = Callable[[Params, DeviceBatch], tuple[jax.Array, jax.Array]]
+
+
+def loss_sum(network: Network, params: Mapping[str, jax.Array], micro: DeviceBatch, key: jax.Array | None) -> jax.Array:
+    """Sum of weighted token losses of one micro-batch; params as they are used, in the compute dtype."""
+    logits_BSV = network.bind(params)(micro.inputs, micro.positions, micro.segments, key)
+    return token_loss_sum(logits_BSV, micro.targets, micro.weights, network.runtime.policy)
+
+
+def loss_and_gradients(
+    network: Network,
+    shardings: Mapping[str, NamedSharding],
+    params: Params,
+    batch: DeviceBatch,
+    key_of: Callable[[jax.Array], jax.Array | None],
+) -> tuple[StepMetrics, Params]:
+    """Mean loss over the global batch and its gradients, accumulated over micro-batches in the statistics dtype.
+
+    The number of target tokens is known before the first micro-batch, so each contributes its exact share whatever its size.
+    key_of: the dropout key of a micro-batch.
+    """
+    statistics = network.runtime.policy.statistics
+    used = network.cast(params)
+    tokens = jnp.sum(batch.weights.astype(statistics))
+
+    def one(index: jax.Array, micro: DeviceBatch) -> tuple[jax.Array, Params]:
+        share = lambda values: loss_sum(network, values, micro, key_of(index)) / tokens  # noqa: E731
+        loss, gradients = jax.value_and_grad(share)(used)
+        return loss, {
+            path: _constrain(gradient.astype(statistics), shardings[path]) for path, gradient in gradients.items()
+        }
+
+    accumulation = batch.inputs.shape[0]
+    first = one(jnp.zeros((), jnp.int32), jax.tree.map(lambda leaf: leaf[0], batch))
+    if accumulation == 1:
+        loss, gradients = first
+    else:
+        rest = jax.tree.map(lambda leaf: leaf[1:], batch)
+        add = lambda total, inputs: (jax.tree.map(jnp.add, total, one(*inputs)), None)  # noqa: E731
+        (loss, gradients), _ = jax.lax.scan(add, first, (jnp.arange(1, accumulation, dtype=jnp.int32), rest))
+    norm = jnp.sqrt(sum((jnp.sum(gradient * gradient) for gradient in gradients.values()), jnp.zeros((), statistics)))
+    return StepMetrics(loss, norm, tokens), gradients
+
+
+def _constrain(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    return x if sharding.mesh.size == 1 else jax.lax.with_sharding_constraint(x, sharding)
+
+
+def build_train_step(
+    network: Network,
+    optimizer: optax.GradientTransformationExtraArgs,
+    config: OptimizerConfig,
+    shardings: Mapping[str, NamedSharding],
+    seed: int,
+) -> TrainStep:
+    """One compiled step; parameters and moments are donated and come back with the shardings they had.
+
+    When loss or gradient norm is not finite, parameters and moments come back as they were.
+    """
+    spec = network.spec
+    has_dropout = max(spec.embedding_dropout, spec.residual_dropout, spec.attention.dropout) > 0.0
+
+    def step(
+        params: Params, moments: Moments, batch: DeviceBatch, scalars: StepScalars, index: jax.Array
+    ) -> tuple[Params, Moments, StepMetrics]:
+        key_of = lambda micro: step_key(seed, index, micro) if has_dropout else None  # noqa: E731
+        metrics, gradients = loss_and_gradients(network, shardings, params, batch, key_of)
+        factor = clip_factor(metrics.gradient_norm, config.clip_norm)
+        gradients = jax.tree.map(lambda gradient: gradient * factor, gradients)
+        updates, new_moments = optimizer.update(gradients, moments, params, scalars=scalars)
+        finite = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.gradient_norm)
+        keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+        new_params = jax.tree.map(keep, optax.apply_updates(params, updates), params)
+        return new_params, jax.tree.map(keep, new_moments, moments), metrics
+
+    whole = network.runtime.layout.whole
+    stored = dict(shardings)
+    out_shardings = (stored, Moments(stored, stored), StepMetrics(whole, whole, whole))
+    return jax.jit(step, donate_argnums=(0, 1), out_shardings=out_shardings)
+
+
+def build_evaluation_step(network: Network) -> EvaluationStep:
+    """Sum of weighted token losses and sum of weights of one global batch, without dropout."""
+
+    def step(params: Params, batch: DeviceBatch) -> tuple[jax.Array, jax.Array]:
+        used = network.cast(params)
+        losses = jax.lax.map(lambda micro: loss_sum(network, used, micro, None), batch)
+        return jnp.sum(losses), jnp.sum(batch.weights.astype(network.runtime.policy.statistics))
+
+    whole = network.runtime.layout.whole
+    return jax.jit(step, out_shardings=(whole, whole))

@@ -1,0 +1,107 @@
+"""Between Hugging Face tensors and the sharded arrays of the Flax model, both ways, leaf by leaf.
+
+In: every device's shard reads only its own slice.  Out: one layer of one tensor at a time is gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxllm.families import WeightRule, flatten
+from jaxllm.families.initialization import initial_values
+from jaxllm.jax_backend.network import Params
+from jaxllm.state import TensorReader
+from jaxllm.state.training_state import Array
+
+Index = tuple[slice, ...]
+
+
+class InitialWeights:
+    """The counter-based initial weights as a TensorReader."""
+
+    def __init__(self, rules: Sequence[WeightRule], seed: int) -> None:
+        self._rules = {name: rule for name, rule, _ in flatten(rules)}
+        self._seed = seed
+
+    def names(self) -> Sequence[str]:
+        """Hugging Face names, in checkpoint order."""
+        return list(self._rules)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._rules[name].shape
+
+    def read(self, name: str, index: Sequence[slice] | None = None) -> Array:
+        """Initial values, or a slice of them, float32."""
+        rule = self._rules[name]
+        return initial_values(rule.init, self._seed, name, rule.shape, index)
+
+
+def load_params(
+    reader: TensorReader, rules: Sequence[WeightRule], shardings: Mapping[str, NamedSharding], dtype: np.dtype
+) -> Params:
+    """Every tensor of the model from `reader`, laid out as `shardings` say."""
+    return {
+        path: _load(reader, rule, position, shardings[path], dtype) for rule in rules for position, path in enumerate(rule.paths)
+    }
+
+
+def _load(reader: TensorReader, rule: WeightRule, position: int, sharding: NamedSharding, dtype: np.dtype) -> jax.Array:
+    """One Flax tensor.  Devices that hold the same slice share one reading of it."""
+    cache: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
+
+    def shard(index: Index | None) -> np.ndarray:
+        wanted = index or tuple(slice(None) for _ in rule.flax_shape)
+        key = tuple(part.indices(size) for part, size in zip(wanted, rule.flax_shape, strict=True))
+        if key not in cache:
+            cache[key] = _read(reader, rule, position, wanted).astype(dtype)
+        return cache[key]
+
+    return jax.make_array_from_callback(rule.flax_shape, sharding, shard)
+
+
+def _read(reader: TensorReader, rule: WeightRule, position: int, index: Index) -> np.ndarray:
+    if rule.layers is None:
+        return np.asarray(rule.read_slice(lambda part: reader.read(rule.name, part), position, index))
+    names = rule.names[index[0]]
+    return np.stack([rule.read_slice(_part_of(reader, name), position, index[1:]) for name in names])
+
+
+def _part_of(reader: TensorReader, name: str) -> Callable[[tuple[slice, ...]], Array]:
+    return lambda part: reader.read(name, part)
+
+
+class LiveWeights:
+    """Sharded arrays of the running model as a TensorReader in Hugging Face names (collective).
+
+    Valid until the next training step, which reuses the arrays' memory.
+    """
+
+    def __init__(self, params: Mapping[str, jax.Array], rules: Sequence[WeightRule], mesh: Mesh) -> None:
+        self._params = params
+        self._rules = {name: (rule, layer) for name, rule, layer in flatten(rules)}
+        whole = NamedSharding(mesh, PartitionSpec())
+        self._layer = jax.jit(lambda stack, layer: stack[layer], out_shardings=whole)
+        self._all = jax.jit(lambda leaf: leaf, out_shardings=whole)
+
+    def names(self) -> Sequence[str]:
+        """Hugging Face names, in checkpoint order."""
+        return list(self._rules)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._rules[name][0].shape
+
+    def read(self, name: str, index: Sequence[slice] | None = None) -> Array:
+        """The tensor, gathered from all devices of all processes, or a slice of it."""
+        rule, layer = self._rules[name]
+        leaves = [self._params[path] for path in rule.paths]
+        gathered = [
+            np.asarray(self._all(leaf) if layer is None else self._layer(leaf, np.asarray(layer, np.int32))) for leaf in leaves
+        ]
+        tensor = rule.to_huggingface(*gathered)
+        return np.array(tensor[tuple(index)] if index is not None else tensor, order="C")
