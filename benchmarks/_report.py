@@ -1,0 +1,33 @@
+"""What every benchmark writes: its results with the machine, the versions and the date they were measured on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jaxllm import __version__
+from jaxllm.metrics.environment import describe_machine, git_state, package_versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write(path: str | Path | None, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `results` to `path` (nothing is written when it is None) and return the whole report."""
+    machine = describe_machine()
+    del machine["hostname"]
+    report = {
+        "benchmark": Path(sys.argv[0]).stem,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine,
+        "versions": {"jaxllm": __version__, "python": sys.version.split()[0], **package_versions()},
+        "git": git_state(Path(__file__).parent),
+        "results": dict(results),
+    }
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(report, indent=2) + "\n")
+    return report

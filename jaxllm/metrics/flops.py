@@ -1,0 +1,59 @@
+"""Model FLOPs: what the mathematics of a step needs, whatever the program does.
+
+One formula for every backend, in the sense of PaLM's appendix B (Chowdhery et al., arXiv:2204.02311).  Per token, forward,
+with S tokens in the sequence, E hidden size, H query heads and K key/value heads of D dimensions, M MLP size, V vocabulary
+and L layers, a multiply-add being 2 FLOPs:
+
+    projections   L * 2 * (E*H*D + 2*E*K*D + H*D*E)      query, key and value, output
+    attention     L * 2 * (H*D*S)                        scores and weighted values: 2 * 2*H*D*S, and half of it is masked
+    mlp           L * 2 * (3*E*M)                        gate, up, down; 2*E*M without a gate
+    head          2 * E*V                                logits, tied or not
+
+The backward pass costs twice the forward pass.  Not counted: the embedding lookup (no arithmetic), norms, activations, softmax,
+rotary positions, the optimiser (all small), and anything computed twice (rematerialisation), since the model does not need it.
+
+Causal attention is counted once: a token attends to half of the sequence on average.  PaLM counts the full square, which
+flatters long sequences.  Every sequence counts as one document, also where packed documents do not attend to each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxllm.families.spec import ModelSpec
+
+BACKWARD = 2.0
+"""FLOPs of the backward pass in units of the forward pass: one product for the inputs' gradient, one for the weights'."""
+
+
+@dataclass(frozen=True)
+class FlopsPerToken:
+    """Forward FLOPs per token, by part of the model."""
+
+    projections: float
+    attention: float
+    mlp: float
+    head: float
+
+    @property
+    def forward(self) -> float:
+        """FLOPs of the forward pass."""
+        return self.projections + self.attention + self.mlp + self.head
+
+    @property
+    def training(self) -> float:
+        """FLOPs of the forward and the backward pass."""
+        return (1.0 + BACKWARD) * self.forward
+
+
+def flops_per_token(model: ModelSpec, sequence_length: int) -> FlopsPerToken:
+    """Model FLOPs per token of a decoder, by the formula above."""
+    query_size = model.attention.heads * model.attention.head_dim
+    key_size = model.attention.kv_heads * model.attention.head_dim
+    mlp_matrices = 3 if model.mlp.gated else 2
+    return FlopsPerToken(
+        projections=model.layers * 2.0 * model.hidden_size * (2 * query_size + 2 * key_size),
+        attention=model.layers * 2.0 * query_size * sequence_length,
+        mlp=model.layers * 2.0 * mlp_matrices * model.hidden_size * model.mlp.size,
+        head=2.0 * model.hidden_size * model.vocab_size,
+    )
