@@ -1,0 +1,79 @@
+"""The DeepSpeed config of a run, written out in full: nothing is `auto` and no default that matters is left unsaid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxllm.config.batch import BatchPlan
+from jaxllm.config.schema import RunConfig
+
+_NEVER = 10**12
+
+
+def deepspeed_config(config: RunConfig, plan: BatchPlan, world: int) -> dict[str, Any]:
+    """What `deepspeed.initialize` gets.  world: number of processes, all data-parallel.
+
+    The optimiser is not part of it: jaxllm hands DeepSpeed a torch AdamW with its decay groups.
+    """
+    stage = config.deepspeed.zero_stage
+    clip = config.optimizer.clip_norm or 0.0
+    return {
+        "train_batch_size": config.training.global_batch,
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "managed_gradient_accumulation": True,
+        # At stage 0 DeepSpeed clips but neither reports the norm nor stops at NaN, so the optimiser does all three.
+        "gradient_clipping": clip if stage else 0.0,
+        "prescale_gradients": False,
+        "gradient_predivide_factor": 1.0,
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "fp16": {"enabled": False},
+        "bf16": _bf16(config),
+        "zero_optimization": _zero(stage),
+        "zero_allow_untested_optimizer": False,
+        "steps_per_print": _NEVER,
+        "wall_clock_breakdown": False,
+        "memory_breakdown": False,
+        "dump_state": False,
+    }
+
+
+def _bf16(config: RunConfig) -> dict[str, bool]:
+    # DeepSpeed has no stage 0 with bf16 compute and fp32 gradient accumulation: there it sees only the fp32 masters, and
+    # `jaxllm.torch_backend.masters` holds the bf16 copy that computes.
+    return {
+        "enabled": config.training.precision == "bf16" and config.deepspeed.zero_stage > 0,
+        "immediate_grad_update": False,
+        "check_grad_overflow": True,
+        "bf16_master_weights_and_grads": False,
+        "bf16_optimizer_states": False,
+    }
+
+
+def _zero(stage: int) -> dict[str, Any]:
+    common: dict[str, Any] = {
+        "stage": stage,
+        "contiguous_gradients": True,
+        "overlap_comm": False,
+        "reduce_scatter": True,
+        "reduce_bucket_size": 500_000_000,
+        "allgather_partitions": True,
+        "allgather_bucket_size": 500_000_000,
+        "round_robin_gradients": False,
+        "elastic_checkpoint": False,
+        "ignore_unused_parameters": False,
+    }
+    if stage < 3:
+        return common
+    return {
+        **common,
+        "sub_group_size": 1_000_000_000,
+        "stage3_prefetch_bucket_size": 50_000_000,
+        "stage3_param_persistence_threshold": 100_000,
+        "stage3_max_live_parameters": 1_000_000_000,
+        "stage3_max_reuse_distance": 1_000_000_000,
+        "zero_hpz_partition_size": 1,
+        "zero_quantized_weights": False,
+        "zero_quantized_gradients": False,
+    }

@@ -1,0 +1,213 @@
+"""What runs the model and updates it: a DeepSpeed engine, or plain torch for float64 and where nothing is trained.
+
+Both are driven by the same micro-batch loop (`jaxllm.torch_backend.step`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+import torch
+
+from jaxllm.config.batch import BatchPlan
+from jaxllm.errors import ConfigError
+from jaxllm.families import flatten
+from jaxllm.run import Run
+from jaxllm.torch_backend.deepspeed_config import deepspeed_config
+from jaxllm.torch_backend.float64 import true_float64
+from jaxllm.torch_backend.group import Group
+from jaxllm.torch_backend.libraries import import_deepspeed
+from jaxllm.torch_backend.masters import MasterWeights
+from jaxllm.torch_backend.model import ModelInputs, build_model, mode
+from jaxllm.torch_backend.optimizer import ClippedAdamW, adamw, parameter_groups
+from jaxllm.torch_backend.transfer import FragmentStore, PartitionStore, ReplicatedStore, Store
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+
+
+class Engine(Protocol):
+    """A model that can be run, differentiated and updated."""
+
+    dtype: torch.dtype
+
+    @property
+    def model(self) -> Any:
+        """The module to call: it takes the Hugging Face model's arguments."""
+        ...
+
+    @property
+    def store(self) -> Store:
+        """Masters and moments."""
+        ...
+
+    def numerics(self) -> AbstractContextManager[None]:
+        """The context in which the model and the loss are computed."""
+        ...
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of world * loss to what is accumulated; the update takes the mean over processes."""
+        ...
+
+    def update(self, learning_rate: float) -> torch.Tensor:
+        """Clip and apply the accumulated gradient, unless its global norm is NaN or infinite.  Returns that norm."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        ...
+
+
+def forward(engine: Engine, inputs: ModelInputs) -> torch.Tensor:
+    """Logits (B, S, V) in the engine's dtype."""
+    output = engine.model(
+        input_ids=inputs.tokens, attention_mask=inputs.mask, position_ids=inputs.positions, use_cache=False
+    )
+    logits: torch.Tensor = output.logits
+    return logits
+
+
+def create_engine(run: Run, group: Group, plan: BatchPlan, training: bool) -> Engine:
+    """The engine a run asks for, its weights not yet filled."""
+    if training and run.config.training.precision != "fp64":
+        return DeepSpeedEngine(run, group, plan)
+    if training and run.config.deepspeed.zero_stage > 0:
+        raise ConfigError(
+            "deepspeed.zero_stage", f"DeepSpeed has no float64, so `precision: fp64` runs plain torch; use zero_stage 0 instead of "
+            f"{run.config.deepspeed.zero_stage}"
+        )  # fmt: skip
+    return PlainEngine(run, group, training)
+
+
+def _prepare(model: Any, run: Run) -> None:
+    """Options of the model that hold at every stage."""
+    if run.config.deepspeed.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+class PlainEngine:
+    """torch without DeepSpeed: float64 training, and evaluation or generation in any precision."""
+
+    def __init__(self, run: Run, group: Group, training: bool) -> None:
+        config = run.config
+        self.dtype = _DTYPES[config.training.precision]
+        self._group = group
+        with self.numerics():
+            self._model = build_model(run.model, config.deepspeed.attention, self.dtype, group.device)
+        named = dict(self._model.named_parameters())
+        self._parameters = {name: named[name] for name, _, _ in flatten(run.model.rules)}
+        groups = parameter_groups(self._parameters, run.model.rules, config.optimizer)
+        self._optimizer = ClippedAdamW(groups, config.optimizer)
+        self._store = ReplicatedStore(self._parameters, self._optimizer)
+        if training:
+            _prepare(self._model, run)
+
+    @property
+    def model(self) -> Any:
+        return self._model
+
+    @property
+    def store(self) -> Store:
+        return self._store
+
+    def numerics(self) -> AbstractContextManager[None]:
+        return true_float64() if self.dtype == torch.float64 else nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        with self.numerics():  # activation checkpointing runs the model again in here
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    def update(self, learning_rate: float) -> torch.Tensor:
+        for parameter in self._parameters.values():
+            if parameter.grad is not None:
+                self._group.sum(parameter.grad).mul_(1.0 / self._group.world)
+        _set_learning_rate(self._optimizer, learning_rate)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return self._optimizer._global_grad_norm  # noqa: SLF001 - the name DeepSpeed reads it by
+
+    def close(self) -> None:
+        self._optimizer.state.clear()
+
+
+class DeepSpeedEngine:
+    """A DeepSpeed engine at ZeRO stage 0 to 3, in fp32 or bf16, always over fp32 masters."""
+
+    dtype: torch.dtype
+
+    def __init__(self, run: Run, group: Group, plan: BatchPlan) -> None:
+        deepspeed = import_deepspeed()
+        config = run.config
+        self.dtype = _DTYPES[config.training.precision]
+        self._stage = config.deepspeed.zero_stage
+        settings = deepspeed_config(config, plan, group.world)
+        with self._partitioned(deepspeed, settings):
+            model = build_model(run.model, config.deepspeed.attention, self.dtype, group.device)
+        _prepare(model, run)
+        self._masters = MasterWeights(model) if self._stage == 0 and self.dtype == torch.bfloat16 else None
+        named = dict(model.named_parameters()) if self._masters is None else self._masters.named_masters()
+        self._parameters = {name: named[name] for name, _, _ in flatten(run.model.rules)}
+        groups = parameter_groups(self._parameters, run.model.rules, config.optimizer)
+        optimizer = ClippedAdamW(groups, config.optimizer) if self._stage == 0 else adamw(groups, config.optimizer)
+        self._engine = deepspeed.initialize(
+            model=model if self._masters is None else self._masters, optimizer=optimizer, config=settings, dist_init_required=False
+        )[0]
+        if config.deepspeed.torch_compile:
+            self._engine.compile()
+        self._store = self._make_store(group)
+
+    @contextmanager
+    def _partitioned(self, deepspeed: Any, settings: dict[str, Any]) -> Iterator[None]:
+        """At stage 3 each weight is cut into parts as soon as it is made, so that no process ever holds the whole model."""
+        if self._stage < 3:
+            yield
+            return
+        with deepspeed.zero.Init(config_dict_or_path=settings, dtype=self.dtype):
+            yield
+
+    def _make_store(self, group: Group) -> Store:
+        optimizer = self._engine.optimizer
+        if self._stage == 0:
+            return ReplicatedStore(self._parameters, optimizer, self._masters)
+        if self._stage == 3:
+            return PartitionStore(self._parameters, optimizer, group.rank)
+        # Stage 1 in bf16 is another class of DeepSpeed's, with another name for the same buffers.
+        names = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+        flat = next(getattr(optimizer, name) for name in names if hasattr(optimizer, name))
+        return FragmentStore(self._parameters, optimizer, flat)
+
+    @property
+    def model(self) -> Any:
+        return self._engine
+
+    @property
+    def store(self) -> Store:
+        return self._store
+
+    def numerics(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._engine.backward(loss, scale_wrt_gas=False)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # only counts the micro-batch
+
+    def update(self, learning_rate: float) -> torch.Tensor:
+        optimizer = self._engine.optimizer
+        _set_learning_rate(optimizer, learning_rate)
+        self._engine.step()
+        if self._masters is not None:
+            self._masters.publish()
+        # A skipped step leaves the norm of the step before in place (stage 3) or marks it as infinite.
+        if optimizer.overflow:
+            return torch.tensor(float("inf"))
+        return torch.as_tensor(self._engine.get_global_grad_norm())
+
+    def close(self) -> None:
+        self._engine.destroy()
+
+
+def _set_learning_rate(optimizer: Any, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate

@@ -1,0 +1,57 @@
+"""AdamW with the numerical contract's decay groups, clipping and non-finite guard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+
+from jaxllm.config.schema import OptimizerConfig
+from jaxllm.families import WeightRule, flatten
+
+
+def parameter_groups(
+    parameters: Mapping[str, Parameter], rules: Sequence[WeightRule], config: OptimizerConfig
+) -> list[dict[str, Any]]:
+    """torch's parameter groups: what decays, then what does not, each in checkpoint order."""
+    decays = {name: rule.decays for name, rule, _ in flatten(rules)}
+    groups = [
+        {"params": [parameters[name] for name in decays if decays[name] is wanted], "weight_decay": decay}
+        for wanted, decay in ((True, config.weight_decay), (False, 0.0))
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
+    """torch's AdamW; DeepSpeed clips and guards around it at ZeRO stages 1 to 3."""
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+
+
+class ClippedAdamW(torch.optim.AdamW):
+    """AdamW that clips by the global norm and leaves everything as it is when that norm is not finite.
+
+    DeepSpeed has no such guard at stage 0.  After `step`, `_global_grad_norm` and `overflow` say what happened: the names that
+    a DeepSpeed engine reads from an optimiser.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], config: OptimizerConfig) -> None:
+        super().__init__(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+        self._clip_norm = config.clip_norm
+        self._global_grad_norm = torch.zeros(())
+        self.overflow = False
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One update, or none when the gradient norm is NaN or infinite."""
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        self._global_grad_norm = norm
+        self.overflow = not bool(torch.isfinite(norm))
+        if self.overflow:
+            return None
+        if self._clip_norm is not None:
+            # Factor min(1, clip_norm / (norm + 1e-6)).
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
+        return super().step(closure)

@@ -1,0 +1,82 @@
+"""One optimiser step and one evaluation, over micro-batches, whatever the engine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from jaxllm.backend import EvaluationResult, Hyper, StepResult
+from jaxllm.config.batch import BatchPlan
+from jaxllm.data.batch import Batch
+from jaxllm.torch_backend.engine import Engine, forward
+from jaxllm.torch_backend.group import Group
+from jaxllm.torch_backend.loss import weighted_loss
+from jaxllm.torch_backend.model import AttentionKernel, mode, model_inputs
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Drives an engine over batches.  seed: of the run, for dropout."""
+
+    engine: Engine
+    group: Group
+    plan: BatchPlan
+    attention: AttentionKernel
+    seed: int
+
+    def _loss_sum(self, batch: Batch) -> torch.Tensor:
+        inputs = model_inputs(batch, self.attention, self.engine.dtype, self.group.device)
+        with self.engine.numerics():
+            return weighted_loss(forward(self.engine, inputs), inputs.targets, inputs.weights)
+
+    def _float64(self, value: float) -> torch.Tensor:
+        return torch.tensor(value, dtype=torch.float64, device=self.group.device)
+
+    def step(self, batch: Batch, hyper: Hyper, step: int) -> StepResult:
+        """Forward and backward over the micro-batches, then one update.
+
+        The loss is divided by the number of target tokens of the GLOBAL batch, which is therefore summed over processes
+        before the first backward pass; the factor `world` undoes the mean that every engine takes over processes.
+        """
+        tokens = float(self.group.sum(self._float64(batch.target_tokens)))
+        total = self._float64(0.0)
+        micro_batches = list(split(batch, self.plan.micro_batch))
+        with mode(self.engine.model, training=True):
+            for number, micro_batch in enumerate(micro_batches):
+                self._seed_dropout(step, number)
+                loss_sum = self._loss_sum(micro_batch)
+                total += loss_sum.detach()
+                loss = loss_sum * (self.group.world / tokens)
+                if number == len(micro_batches) - 1:
+                    # A loss that is NaN or infinite on any process makes every gradient NaN, and thereby every engine, at
+                    # every stage, leaves the update out by its own check of the norm.
+                    loss = loss * torch.where(torch.isfinite(self.group.sum(total)), 1.0, torch.nan).to(loss.dtype)
+                self.engine.backward(loss)
+            norm = self.engine.update(hyper.learning_rate)
+        return StepResult(loss=total / tokens, gradient_norm=norm, target_tokens=tokens)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> EvaluationResult:
+        """Sums over all rows of all processes, without dropout."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.group.device)
+        with mode(self.engine.model, training=False):
+            for batch in batches:
+                for micro_batch in split(batch, self.plan.micro_batch):
+                    sums[0] += self._loss_sum(micro_batch)
+                sums[1] += batch.target_tokens
+        loss_sum, tokens = self.group.sum(sums).tolist()
+        return EvaluationResult(loss_sum, tokens)
+
+    def _seed_dropout(self, step: int, micro_batch: int) -> None:
+        """Dropout of a micro-batch depends on nothing before it, so that a resumed run continues bit for bit."""
+        words = hashlib.blake2b(f"{self.seed}/{step}/{micro_batch}/{self.group.rank}".encode(), digest_size=8).digest()
+        torch.manual_seed(int.from_bytes(words, "little") >> 1)
+
+
+def split(batch: Batch, rows: int) -> Iterator[Batch]:
+    """Micro-batches of `rows` sequences; the last may have fewer."""
+    for start in range(0, batch.rows, rows):
+        yield batch.select(start, min(start + rows, batch.rows))
