@@ -171,11 +171,10 @@ def wanted_processes(config: RunConfig, processes: int | None) -> int:
 def in_group(name: BackendName) -> bool:
     """Whether another process (ours, torchrun, the deepspeed launcher, SLURM) started this one as a member of a group."""
     if name == "jax":
-        from jaxllm.jax_backend.launch import in_group as in_jax_group
+        from jaxllm.jax_backend.distributed import Rendezvous
 
-        return in_jax_group()
-    _require_deepspeed()
-    from jaxllm.torch_backend.launch import in_group as in_torch_group
+        return Rendezvous.from_environment() is not None
+    from jaxllm.torch_backend.rendezvous import in_group as in_torch_group
 
     return in_torch_group()
 

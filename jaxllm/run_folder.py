@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from jaxllm.config.document import write_yaml
 from jaxllm.config.schema import RunConfig
 from jaxllm.errors import JaxllmError
 from jaxllm.families import Model
@@ -79,7 +78,7 @@ class RunFolder:
                 shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             self.environment.write_text(json.dumps(environment, indent=2, default=str) + "\n")
-            self.config.write_text(yaml.safe_dump(resolved(config, model), sort_keys=False, allow_unicode=True))
+            self.config.write_text(write_yaml(resolved(config, model)))
         except OSError as error:
             raise JaxllmError(f"cannot write the run folder {self.path} ({error.strerror}); change output_dir") from None
 
