@@ -87,11 +87,11 @@ def _joined(parts: Iterable[str]) -> str:
 def _hub_digest(source: HuggingFaceSource) -> str:
     if not source.streaming:
         # Made by `datasets` from the builder, its settings and the etags of its files; known offline once downloaded.
-        return str(load_huggingface(source)._fingerprint)
+        return str(load_huggingface(source)._fingerprint)  # noqa: SLF001 - `datasets` shows it nowhere else
     from huggingface_hub import HfApi
 
     try:
         return str(HfApi().dataset_info(source.name, revision=source.revision).sha)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - network, permission, name: the hub says which
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"cannot find the revision of the dataset {source.name} on the hub: {reason}") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from jaxllm.data.prepare import PreparedData, SplitName
 from jaxllm.errors import ConfigError
 from jaxllm.objectives import create_objective
 
+WHOLE = Shard(0, 1)
 _THREADS = 2  # more only compete for the interpreter lock
 
 
@@ -35,7 +36,7 @@ class BatchPipeline(Iterator[Batch]):
     """
 
     def __init__(
-        self, prepared: PreparedData, config: RunConfig, split: SplitName, shard: Shard = Shard(0, 1), start: int = 0
+        self, prepared: PreparedData, config: RunConfig, split: SplitName, shard: Shard = WHOLE, start: int = 0
     ) -> None:
         """ConfigError when the global batch cannot be split over the shards; DataError when the split has no sequence."""
         import grain
@@ -93,7 +94,7 @@ class BatchPipeline(Iterator[Batch]):
             return np.array([self._order[row] for row in rows], np.int64)
         return np.array([row if row < len(self._packing) else -1 for row in rows], np.int64)
 
-    def __iter__(self) -> BatchPipeline:
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
@@ -110,7 +111,7 @@ class BatchPipeline(Iterator[Batch]):
             self._iterator.close()
             self._iterator = None
 
-    def __enter__(self) -> BatchPipeline:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

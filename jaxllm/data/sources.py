@@ -36,7 +36,6 @@ from jaxllm.config.schema import (
 from jaxllm.errors import DataError
 
 _ROWS = 1000
-_COMPRESSIONS: dict[str, Callable[[Path], IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore[dict-item]
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 
 
@@ -272,8 +271,9 @@ def _library_files() -> list[Path]:
     folder = _library_folder()
     found: list[Path] = []
     for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if name not in _NOT_LIBRARY]
-        found += [Path(parent, name) for name in files if name.endswith(".py")]
+        folders[:] = [name for name in folders if name not in _NOT_LIBRARY and not name.startswith("config-")]
+        # _sysconfigdata* records how and where this Python was built.
+        found += [Path(parent, name) for name in files if name.endswith(".py") and not name.startswith("_sysconfigdata")]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
@@ -292,9 +292,17 @@ def _expand(pattern: str) -> list[Path]:
     return files
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> io.BufferedIOBase:
     """A file as bytes, unpacked by its suffix."""
-    return _COMPRESSIONS.get(path.suffix, lambda plain: plain.open("rb"))(path)
+    match path.suffix:
+        case ".gz":
+            return gzip.open(path)
+        case ".bz2":
+            return bz2.open(path)
+        case ".xz":
+            return lzma.open(path)
+        case _:
+            return path.open("rb")
 
 
 def _open_text(path: Path, newline: str | None) -> IO[str]:

@@ -8,6 +8,7 @@ arrive, and nothing but tokens is ever stored.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -54,7 +55,7 @@ def build(folder: Path, config: RunConfig, progress: bool) -> dict[str, Any]:
         }
     for name in ("train", "validation"):
         if counts[name]["tokens"] < 2:
-            raise DataError(f"the {name} documents hold {counts[name]['tokens']} tokens, too few to predict one; give more text")
+            raise DataError(f"the {name} documents hold {counts[name]['tokens']} tokens, too few to predict any; give more")
     held_out = counts["validation"]["file"]
     counts["unigram_entropy"] = unigram_entropy(
         TokenFile.open(folder / held_out), np.load(folder / "validation.npy", allow_pickle=False), tokenizer.vocab_size
@@ -127,8 +128,6 @@ class _Corpus:
 
     def remove(self) -> None:
         """Delete the temporary text."""
-        import shutil
-
         self._texts = None
         shutil.rmtree(self._scratch)
 
@@ -229,7 +228,7 @@ def _progress_bars(shown: bool) -> Iterator[None]:
 @contextmanager
 def _spawned_workers() -> Iterator[None]:
     """Start the workers of `datasets` as fresh processes: a fork of a process with threads (JAX, tokenizers) can deadlock."""
-    import multiprocess
+    import multiprocess  # type: ignore[import-untyped] # what `datasets` starts its workers with
 
     before = multiprocess.get_start_method(allow_none=True)
     multiprocess.set_start_method("spawn", force=True)

@@ -24,7 +24,7 @@ TOKENIZER_FILE = "tokenizer.json"
 COMPANION_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 # Where older or leaner folders name their end-of-text token.
 EOS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
-_SLOW_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+_WANTED = tuple(dict.fromkeys((TOKENIZER_FILE, *COMPANION_FILES, *EOS_FILES)))
 _BYTES = 256
 
 
@@ -58,7 +58,7 @@ class Tokenizer:
         if vocab_size < _BYTES + 1:
             raise ConfigError(
                 "data.tokenizer.vocab_size",
-                f"{vocab_size} is too small for a byte-level tokenizer; use at least {_BYTES + 1} (the bytes and {END_OF_TEXT})",
+                f"{vocab_size} is too small for a byte-level tokenizer; use at least {_BYTES + 1}: the bytes and {END_OF_TEXT}",
             )
         backend = Backend(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -83,7 +83,7 @@ class Tokenizer:
             from tokenizers import Tokenizer as Backend
 
             backend = Backend.from_file(str(files[TOKENIZER_FILE]))
-        except Exception as error:  # `tokenizers` raises bare Exception
+        except Exception as error:  # noqa: BLE001 - `tokenizers` raises bare Exception
             raise DataError(f"{files[TOKENIZER_FILE]} is not a tokenizer that `tokenizers` can read: {error}") from None
         texts = {file: _read(path) for file, path in files.items() if file != TOKENIZER_FILE}
         eos_token = _find_eos({file: _parse(files[file], text) for file, text in texts.items() if file in EOS_FILES}, backend)
@@ -166,55 +166,31 @@ def tokenizer_files(name: str) -> dict[str, Path]:
     name: a local folder, or else a hub repository.  DataError when there is no tokenizer.json.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        found = {file: folder / file for file in _wanted() if (folder / file).is_file()}
-        slow = [file for file in _SLOW_FILES if (folder / file).is_file()]
-    elif folder.exists() or not _could_be_hub_name(name):
-        raise DataError(f"there is no tokenizer folder {name}; give a folder that holds {TOKENIZER_FILE}, or a hub name")
-    else:
-        found, slow = _download(name)
-    if TOKENIZER_FILE in found:
-        return found
-    if slow:
-        raise DataError(
-            f"the tokenizer {name} has {slow[0]} but no {TOKENIZER_FILE}; convert it once with transformers: "
-            f"AutoTokenizer.from_pretrained({name!r}).save_pretrained(FOLDER), and give that folder"
-        )
-    raise DataError(f"the tokenizer {name} has no {TOKENIZER_FILE}; give a folder or hub name that holds one")
-
-
-def _wanted() -> tuple[str, ...]:
-    return tuple(dict.fromkeys((TOKENIZER_FILE, *COMPANION_FILES, *EOS_FILES)))
+    if not folder.is_dir():
+        if folder.exists() or not _could_be_hub_name(name):
+            raise DataError(f"there is no tokenizer folder {name}; give a folder that holds {TOKENIZER_FILE}, or a hub name")
+        folder = _download(name)
+    if (folder / TOKENIZER_FILE).is_file():
+        return {file: folder / file for file in _WANTED if (folder / file).is_file()}
+    raise DataError(
+        f"the tokenizer {name} has no {TOKENIZER_FILE}; if it is a slow tokenizer, convert it once with transformers, "
+        f"AutoTokenizer.from_pretrained({name!r}).save_pretrained(FOLDER), and give that folder"
+    )
 
 
 def _could_be_hub_name(name: str) -> bool:
     return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not name.startswith(".")
 
 
-def _download(name: str) -> tuple[dict[str, Path], list[str]]:
-    """Files of a hub repository, in the hub's own cache; and the names of slow tokenizer files it has."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+def _download(name: str) -> Path:
+    """The tokenizer files of a hub repository, in the hub's own cache."""
+    from huggingface_hub import snapshot_download
 
-    found: dict[str, Path] = {}
-    slow: list[str] = []
-    for file in (*_wanted(), *_SLOW_FILES):
-        if TOKENIZER_FILE in found and file in _SLOW_FILES:
-            continue
-        try:
-            path = Path(hf_hub_download(name, file))
-        except EntryNotFoundError:
-            continue
-        except Exception as error:  # no such repository, no permission, no network: the hub's own words say which
-            if file != TOKENIZER_FILE:
-                continue
-            reason = str(error).strip().splitlines()[0]
-            raise DataError(f"the tokenizer {name} is neither a local folder nor readable from the hub: {reason}") from None
-        if file in _SLOW_FILES:
-            slow.append(file)
-        else:
-            found[file] = path
-    return found, slow
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_WANTED)))
+    except Exception as error:  # noqa: BLE001 - no such repository, no permission, no network: the hub says which
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"the tokenizer {name} is neither a local folder nor readable from the hub: {reason}") from None
 
 
 def _read(path: Path) -> str:
