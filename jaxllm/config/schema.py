@@ -62,14 +62,19 @@ class ObjectiveConfig(Section):
 class PythonSource(Section):
     """The standard library of the running Python: real text on every machine, one document per module."""
 
-    kind: Literal["python-source"] = "python-source"
+    kind: Literal["python-source"] = Field("python-source", description="The standard library of the running Python.")
     max_documents: Positive | None = Field(None, description="Use only the first N documents.")
 
 
 class FileSource(Section):
     """Fields of every source that reads files."""
 
-    files: tuple[str, ...] = Field(..., min_length=1, description="Paths and globs, relative to the working directory.")
+    files: tuple[str, ...] = Field(
+        ...,
+        min_length=1,
+        description="Paths and globs, relative to the working directory; one, or a list.",
+        json_schema_extra={"type": ["array", "string"]},
+    )
     max_documents: Positive | None = Field(None, description="Use only the first N documents.")
 
     @field_validator("files", mode="before")
@@ -83,14 +88,14 @@ class FileSource(Section):
 class TextSource(FileSource):
     """Plain text files."""
 
-    kind: Literal["text"]
+    kind: Literal["text"] = Field(..., description="Plain text files.")
     document: Literal["file", "line", "paragraph"] = Field("file", description="What one document is.")
 
 
 class JsonlSource(FileSource):
     """JSON Lines files: one object per line."""
 
-    kind: Literal["jsonl"]
+    kind: Literal["jsonl"] = Field(..., description="JSON Lines files.")
     text_field: str = Field("text", description="The key that holds the text.")
     skip_broken: bool = Field(False, description="Skip and count broken lines instead of stopping at the first.")
 
@@ -98,27 +103,27 @@ class JsonlSource(FileSource):
 class CsvSource(FileSource):
     """CSV files with a header row."""
 
-    kind: Literal["csv"]
+    kind: Literal["csv"] = Field(..., description="CSV files.")
     text_field: str = Field("text", description="The column that holds the text.")
-    delimiter: str = Field(",", min_length=1, max_length=1)
+    delimiter: str = Field(",", min_length=1, max_length=1, description="The character between two columns.")
 
 
 class ParquetSource(FileSource):
     """Parquet files."""
 
-    kind: Literal["parquet"]
+    kind: Literal["parquet"] = Field(..., description="Parquet files.")
     text_field: str = Field("text", description="The column that holds the text.")
 
 
 class HuggingFaceSource(Section):
     """Any dataset that `datasets.load_dataset` opens: a hub name or a local folder."""
 
-    kind: Literal["huggingface"]
+    kind: Literal["huggingface"] = Field(..., description="A dataset that `datasets.load_dataset` opens.")
     name: str = Field(..., description="Hub name or local folder.")
-    subset: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    text_field: str = "text"
+    subset: str | None = Field(None, description="Configuration of the dataset, where it has several.")
+    split: str = Field("train", description="Split to read, for example `train` or `train[:10%]`.")
+    revision: str | None = Field(None, description="Branch, tag or commit; pin it to read the same data for ever.")
+    text_field: str = Field("text", description="The column that holds the text.")
     streaming: bool = Field(False, description="Read over the network as needed instead of downloading the whole dataset.")
     max_documents: Positive | None = Field(None, description="Use only the first N documents.")
 
@@ -130,6 +135,21 @@ Source: TypeAlias = Annotated[
 
 class TokenizerConfig(Section):
     """A tokenizer trained here (`train: bpe`), or an existing one (`from:` a folder or hub name)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "properties": {"train": {"const": "bpe"}, "vocab_size": {"type": "integer"}, "from": {"type": "null"}},
+                    "required": ["train", "vocab_size"],
+                },
+                {
+                    "properties": {"from": {"type": "string"}, "train": {"type": "null"}, "vocab_size": {"type": "null"}},
+                    "required": ["from"],
+                },
+            ]
+        }
+    )
 
     train: Literal["bpe"] | None = Field(None, description="Train a byte-level BPE on the training documents.")
     vocab_size: Positive | None = Field(None, description="Entries of the tokenizer trained here, special tokens included.")
@@ -171,10 +191,12 @@ class DataConfig(Section):
 class OptimizerConfig(Section):
     """AdamW, in torch's order of operations on both backends."""
 
-    kind: Literal["adamw"] = "adamw"
-    learning_rate: Annotated[float, Field(ge=0.0)]
-    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.95)
-    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    kind: Literal["adamw"] = Field("adamw", description="AdamW (arXiv:1711.05101).")
+    learning_rate: Annotated[float, Field(ge=0.0)] = Field(..., description="The highest rate, reached after the warm-up.")
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = Field(
+        (0.9, 0.95), description="Decay of the running means of the gradient and of its square."
+    )
+    eps: Annotated[float, Field(gt=0.0)] = Field(1e-8, description="Added to the root of the second moment.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.1, description="Only matrices and embeddings decay.")
     clip_norm: Annotated[float, Field(gt=0.0)] | None = Field(1.0, description="Global gradient norm; null: no clipping.")
 
@@ -182,7 +204,7 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """The learning rate over the steps."""
 
-    kind: Literal["constant", "linear", "cosine"] = "cosine"
+    kind: Literal["constant", "linear", "cosine"] = Field("cosine", description="How the rate falls after the warm-up.")
     warmup_steps: NonNegative = Field(0, description="Steps of linear warm-up from zero.")
     final_fraction: Fraction = Field(0.1, description="Learning rate of the last step as a fraction of the highest.")
 
@@ -190,13 +212,25 @@ class ScheduleConfig(Section):
 class TrainingConfig(Section):
     """How long, how much at once, and in which numbers."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"properties": {"steps": {"type": "integer"}, "tokens": {"type": "null"}}, "required": ["steps"]},
+                {"properties": {"tokens": {"type": "integer"}, "steps": {"type": "null"}}, "required": ["tokens"]},
+            ]
+        }
+    )
+
     steps: Positive | None = Field(None, description="Optimiser steps; give this or `tokens`.")
     tokens: Positive | None = Field(None, description="Tokens to train on, rounded up to whole steps; give this or `steps`.")
     global_batch: Positive = Field(..., description="Sequences per optimiser step over all devices.")
     micro_batch: Positive | None = Field(
         None, description="Sequences per device and forward pass; default: global_batch / data-parallel devices."
     )
-    precision: Precision = "fp32"
+    precision: Precision = Field(
+        "fp32",
+        description="fp32; bf16: bf16 compute with fp32 master weights and moments; fp64: for proofs, without DeepSpeed.",
+    )
     non_finite: Literal["stop", "skip"] = Field("stop", description="What to do when loss or gradient norm is NaN or infinite.")
     non_finite_limit: Positive = Field(10, description="With `skip`: stop after this many skipped steps in the run.")
 
@@ -242,8 +276,10 @@ class CheckpointConfig(Section):
 class LoggingConfig(Section):
     """What is reported, how often, and where."""
 
-    every: Positive = 10
-    sinks: tuple[Literal["console", "jsonl", "tensorboard", "wandb"], ...] = ("console", "jsonl", "tensorboard")
+    every: Positive = Field(10, description="Steps between two reports.")
+    sinks: tuple[Literal["console", "jsonl", "tensorboard", "wandb"], ...] = Field(
+        ("console", "jsonl", "tensorboard"), description="Where the reports go."
+    )
 
 
 class SampleConfig(Section):
@@ -251,9 +287,13 @@ class SampleConfig(Section):
 
     prompt: str = Field("", description="Text to continue; empty: from the end-of-text token.")
     max_new_tokens: NonNegative = Field(128, description="0: no sample.")
-    temperature: Annotated[float, Field(ge=0.0)] = 0.8
-    top_k: NonNegative = Field(40, description="0: no limit.")
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    temperature: Annotated[float, Field(ge=0.0)] = Field(
+        0.8, description="Flattens (above 1) or sharpens (below 1); 0: greedy."
+    )
+    top_k: NonNegative = Field(40, description="Draw from the N likeliest tokens; 0: from all.")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="Draw from the likeliest tokens that together have this probability."
+    )
 
 
 class JaxConfig(Section):
@@ -267,7 +307,9 @@ class JaxConfig(Section):
 class DeepSpeedConfig(Section):
     """Only what has no meaning on the other backend."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="What ZeRO shards: 1: moments; 2: gradients too; 3: parameters too; 0: nothing."
+    )
     attention: Literal["sdpa", "eager"] = Field("sdpa", description="Attention implementation of the Hugging Face model.")
     activation_checkpointing: bool = Field(False, description="Recompute each layer in the backward pass.")
     torch_compile: bool = Field(False, description="Compile the model with torch.compile.")
@@ -278,7 +320,7 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(..., description="Name of the run folder.")
     output_dir: Path = Field(Path("runs"), description="The run folder is output_dir/name.")
-    seed: NonNegative = 0
+    seed: NonNegative = Field(0, description="Initial weights, data order, dropout and samples all follow from it.")
     backend: BackendName = Field("jax", description="Default backend; --backend overrides it.")
     model: ModelConfig
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)

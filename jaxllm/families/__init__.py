@@ -26,15 +26,18 @@ __all__ = ["FAMILIES", "Model", "ModelSpec", "WeightRule", "check_sequence_lengt
 FAMILIES: dict[str, ModuleType] = {"llama": llama, "gpt2": gpt2}
 
 
-def resolve_model(config: ModelConfig, vocab_size: int | None = None, end_of_text: int | None = None) -> Model:
+def resolve_model(
+    config: ModelConfig, vocab_size: int | None = None, end_of_text: int | None = None, *, weights: bool = True
+) -> Model:
     """The definite model of a run file's `model` section.
 
     vocab_size: the tokenizer's size; end_of_text: its end-of-text token.  They become the model's vocab_size, bos_token_id and
-    eos_token_id where the run file gives none.  Raises ConfigError for an unknown family, an unknown or wrong key, and a
+    eos_token_id where the run file gives none.  weights: whether the weights of a hub model are downloaded too, or only its
+    config.json, which is enough to describe it.  Raises ConfigError for an unknown family, an unknown or wrong key, and a
     vocabulary smaller than the tokenizer.
     """
     if config.from_ is not None:
-        return _from_folder(_local_folder(config.from_), vocab_size)
+        return _from_folder(_local_folder(config.from_, weights=weights), vocab_size, weights=weights)
     keys = config.huggingface
     for key in sorted(keys.keys() & BOOKKEEPING_KEYS):
         raise ConfigError(f"model.{key}", "says nothing about the model that is trained; remove it")
@@ -74,7 +77,7 @@ def _model(family: str, keys: Any, vocab_size: int | None, key: str, pretrained:
     return Model(family, module.spec(keys), module.rules(keys), described, pretrained)
 
 
-def _from_folder(folder: Path, vocab_size: int | None) -> Model:
+def _from_folder(folder: Path, vocab_size: int | None, *, weights: bool) -> Model:
     """The model that a folder's config.json describes, with the folder's weights."""
     file = folder / "config.json"
     try:
@@ -86,7 +89,7 @@ def _from_folder(folder: Path, vocab_size: int | None) -> Model:
         raise ConfigError(
             "model.from", f"{file} is of family {family!r}, which jaxllm does not have; {nearest(str(family), FAMILIES)}"
         )
-    if not any(folder.glob("*.safetensors")):
+    if weights and not any(folder.glob("*.safetensors")):
         raise ConfigError("model.from", f"{folder} holds no *.safetensors weights; convert it with save_pretrained")
     keys = {key: value for key, value in written.items() if key not in BOOKKEEPING_KEYS}
     try:
@@ -98,7 +101,7 @@ def _from_folder(folder: Path, vocab_size: int | None) -> Model:
     return _model(family, checked, vocab_size, key="model.from", pretrained=str(folder))
 
 
-def _local_folder(name: str) -> Path:
+def _local_folder(name: str, *, weights: bool) -> Path:
     """`model.from` as a folder on this machine, downloaded from the hub when it is not one already."""
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
@@ -108,9 +111,9 @@ def _local_folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    wanted = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"]
+    wanted = ["config.json", *(["generation_config.json", "*.safetensors", "*.safetensors.index.json"] if weights else [])]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError("model.from", f"{name!r} is neither a local folder nor a model the hub gives ({reason})") from None

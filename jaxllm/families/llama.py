@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from jaxllm.families.initialization import Initializer
 from jaxllm.families.keys import ACTIVATIONS, ActivationName, HuggingFaceKeys, check_pad_token
@@ -24,8 +24,15 @@ class RopeParameters(HuggingFaceKeys):
     rope_type: Literal["default"] = "default"
 
 
+def _describe_older_spellings(schema: dict[str, Any]) -> None:
+    """The JSON Schema tells editors of what `Keys._fill_in` reads besides the fields."""
+    schema["properties"]["rope_theta"] = {"type": "number", "exclusiveMinimum": 0, "description": "As in rope_parameters."}
+
+
 class Keys(HuggingFaceKeys):
     """transformers.LlamaConfig."""
+
+    model_config = ConfigDict(json_schema_extra=_describe_older_spellings)
 
     vocab_size: int = Field(32000, ge=1)
     hidden_size: int = Field(4096, ge=1)
