@@ -14,6 +14,7 @@ from jaxllm.metrics import format as show
 from jaxllm.metrics.records import TrainRecord, ValidationRecord
 
 _SPARKLINE_WIDTH = 30
+_WIDE = 96  # columns that the numbers need to stand four in a row
 _REFRESH_PER_SECOND = 2  # enough for a clock; each refresh takes time from the steps
 
 
@@ -88,8 +89,9 @@ class ConsoleSink:
         return row
 
     def _numbers(self, record: TrainRecord) -> RenderableType:
+        columns = 4 if self._console.width >= _WIDE else 2
         grid = Table.grid(padding=(0, 2))
-        for _ in range(4):
+        for _ in range(columns):
             grid.add_column(style="dim", no_wrap=True)
             grid.add_column(no_wrap=True, justify="right", min_width=8)
         shown = [
@@ -102,7 +104,8 @@ class ConsoleSink:
             ("MFU", "-" if record.mfu is None else f"{record.mfu:.1%}"),
             ("memory", "-" if record.memory_bytes is None else show.memory(record.memory_bytes)),
         ]
-        for row in (shown[:4], shown[4:]):
+        for start in range(0, len(shown), columns):
+            row = shown[start : start + columns]
             grid.add_row(*(cell for label, value in row for cell in (label, Text(value, style="bold"))))
         curve = Text(show.sparkline(self._losses, _SPARKLINE_WIDTH), style="green")
         return Group(grid, Text.assemble(("loss so far  ", "dim"), curve))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +22,8 @@ class TensorBoardSink:
         self._writer: SummaryWriter | None = None
 
     def open(self, total_steps: int, start_step: int) -> None:  # noqa: ARG002
-        from tensorboardX import SummaryWriter
+        with _torch_hidden():
+            from tensorboardX import SummaryWriter
 
         # TensorBoard then hides the events of an earlier attempt from the first step that is done again.
         self._writer = SummaryWriter(str(self._folder), purge_step=start_step + 1, flush_secs=10)
@@ -45,3 +49,16 @@ class TensorBoardSink:
         for key, value in line.items():
             if value is not None:
                 self._writer.add_scalar(f"{split}/{key}", value, step)
+
+
+@contextmanager
+def _torch_hidden() -> Iterator[None]:
+    """Importing tensorboardX imports torch wherever it is installed, which a JAX run must not, and scalars do not need."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # makes `import torch` an ImportError, which tensorboardX handles
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
