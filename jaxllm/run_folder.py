@@ -1,7 +1,7 @@
 """The run folder: what a run leaves behind, and the guard against overwriting it.
 
 RUN/config.yaml        the resolved run file; `jaxllm train RUN/config.yaml` is the same run
-RUN/environment.json   machine, versions, devices, command
+RUN/environment.json   machine, versions, devices, command, of this start and of the earlier ones
 RUN/tokenizer/         the tokenizer, as transformers loads it
 RUN/metrics.jsonl      one object a line
 RUN/tensorboard/       events
@@ -11,7 +11,6 @@ RUN/loss.png, RUN/sample.txt
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from jaxllm.config.document import write_yaml
 from jaxllm.config.schema import RunConfig
 from jaxllm.errors import JaxllmError
 from jaxllm.families import Model
+from jaxllm.metrics.environment import write_environment
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class RunFolder:
             if overwrite and self.holds_a_run():
                 shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
-            self.environment.write_text(json.dumps(environment, indent=2, default=str) + "\n")
+            write_environment(self.environment, environment)
             self.config.write_text(write_yaml(resolved(config, model)))
         except OSError as error:
             raise JaxllmError(f"cannot write the run folder {self.path} ({error.strerror}); change output_dir") from None

@@ -22,18 +22,18 @@ _TRAIN, _VALIDATION, _RATE, _QUIET = "#1f6fb4", "#d1495b", "#5c6670", "#8a9099"
 _SMOOTHING = 0.01  # width of the smoothed line's window as a fraction of the logged points
 
 
-def plot_loss(metrics: Path, picture: Path, title: str, unigram_entropy: float | None = None) -> bool:
+def plot_losses(metrics: Path, picture: Path, unigram_entropy: float | None = None, title: str | None = None) -> bool:
     """Draw training and validation loss and the learning rate over the steps of a run.
 
-    unigram_entropy: nats per token of the best model that ignores all context, drawn as a line to compare with.  Returns
-    whether there was anything to draw; nothing is written otherwise.
+    unigram_entropy: nats per token of the best model that ignores all context, drawn as a line to compare with.  title:
+    default the name of the run folder.  Returns whether there was anything to draw; nothing is written otherwise.
     """
     records = parse_metrics(metrics.read_text(encoding="utf-8")) if metrics.exists() else []
     train = [record for record in records if record["split"] == "train"]
     validation = [record for record in records if record["split"] == "validation"]
     if not train and not validation:
         return False
-    figure = _draw(train, validation, title, unigram_entropy)
+    figure = _draw(train, validation, title or metrics.resolve().parent.name, unigram_entropy)
     temporary = picture.with_name(f".{picture.name}.tmp")
     figure.savefig(temporary, format="png", dpi=150)
     temporary.replace(picture)
