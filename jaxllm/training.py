@@ -163,6 +163,8 @@ class _Loop:
             self._announce()
             try:
                 interrupted = self._steps(batches)
+                if not interrupted and self._start_step < self._total:
+                    self._evaluate()
                 self._save()
             finally:
                 self._saver.wait()
@@ -235,8 +237,7 @@ class _Loop:
             self._saved_step = progress.step
 
     def _finish(self) -> None:
-        """After the last step: the evaluation, a sample, the picture of the loss."""
-        self._evaluate()
+        """After the last step: a sample and the picture of the loss."""
         self._write_sample()
         if self._backend.is_main:
             from jaxllm.metrics.plot import plot_losses
@@ -263,6 +264,7 @@ class _Loop:
     def _announce(self) -> None:
         data, model = self._plan.data, self._plan.run.model
         begins = f"going on after step {self._start_step}" if self._start_step else "starting"
+        begins = "already complete" if self._start_step >= self._total else begins
         self._sinks.message(
             f"{begins}: {model.family}, {model.parameters:,} parameters, {self._total} steps of "
             f"{tokens_per_step(self._config):,} tokens, backend {self._backend.name}; data: {data.train.tokens:,} training and "

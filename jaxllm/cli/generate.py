@@ -78,6 +78,6 @@ def generate(
         sampling = Sampling(temperature, top_k, top_p, seed)
         for token in continue_text(decoder, tokens, sampling, new_tokens, stop=trained.tokenizer.eos_id):
             click.echo(text.push(token), nl=False)
-        click.echo(text.finish())
+        click.echo(text.flush())
     finally:
         engine.close()

@@ -1,0 +1,1 @@
+"""How far the backends may be apart, and how far they are."""

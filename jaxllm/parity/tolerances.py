@@ -1,0 +1,43 @@
+"""The one table of tolerances.  A test may tighten an entry; nothing relaxes it.
+
+Every bound is relative: the largest difference over the largest magnitude of the reference (`relative_error`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxllm.config.schema import Precision
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Bounds of one precision.
+
+    value: logits, loss and every gradient of one pass.  trajectory_loss, trajectory_parameters: over 1,000 AdamW steps, also
+    between meshes, ZeRO stages, process counts and with a switch of backend on the way.
+    """
+
+    value: float
+    trajectory_loss: float
+    trajectory_parameters: float
+
+
+TOLERANCES: Mapping[Precision, Tolerance] = {
+    "fp64": Tolerance(value=1e-12, trajectory_loss=1e-12, trajectory_parameters=1e-11),
+    # Parameters have no bound of their own in fp32: AdamW turns a rounding error of a tiny gradient into a whole step of the
+    # learning rate (the update is m / sqrt(v), whatever their size), so that single elements wander while the loss does not.
+    "fp32": Tolerance(value=1e-5, trajectory_loss=1e-5, trajectory_parameters=float("inf")),
+}
+
+
+def relative_error(value: ArrayLike, reference: ArrayLike) -> float:
+    """max |value - reference| / max |reference|; the plain difference where the reference is zero everywhere."""
+    wanted = np.asarray(reference, np.float64)
+    difference = float(np.max(np.abs(np.asarray(value, np.float64) - wanted), initial=0.0))
+    scale = float(np.max(np.abs(wanted), initial=0.0))
+    return difference / scale if scale else difference
