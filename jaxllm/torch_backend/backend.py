@@ -8,14 +8,13 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 
-from jaxllm.backend import Decoder, EvaluationResult, Hyper, Shard, StepResult
+from jaxllm.backend import Decoder, EvaluationResult, Hyper, StepResult
 from jaxllm.config.batch import BatchPlan, data_parallel, resolve_batch
 from jaxllm.config.schema import BackendName, RunConfig
-from jaxllm.data.batch import Batch
+from jaxllm.data.batch import Batch, Shard
 from jaxllm.errors import BackendError, ConfigError
 from jaxllm.run import Run
 from jaxllm.state.portable import read_state, write_state
@@ -31,7 +30,7 @@ from jaxllm.torch_backend.weights import check_shapes, initial_weights
 class DeepSpeedBackend:
     """Trains the Hugging Face model of the run's family under DeepSpeed; plain torch for fp64 and without training."""
 
-    name: ClassVar[BackendName] = "deepspeed"
+    name: BackendName = "deepspeed"
 
     def __init__(self) -> None:
         self._group: Group = join()
@@ -106,9 +105,7 @@ class DeepSpeedBackend:
     def save(self, folder: Path, progress: Progress) -> None:
         assert self._run is not None  # noqa: S101 - `start` comes first
         dtype = "float64" if self._run.config.training.precision == "fp64" else "float32"
-        write_state(
-            self.export(progress), folder, self._run.model.huggingface_config, dtype=dtype, is_writer=self.is_main
-        )
+        write_state(self.export(progress), folder, self._run.model.huggingface_config, dtype=dtype, is_writer=self.is_main)
         self._group.barrier()
 
     def wait(self) -> None:
@@ -154,7 +151,9 @@ def check_parallel(config: RunConfig, world: int) -> None:
     for axis in ("tensor", "context", "expert"):
         size = getattr(parallel, axis)
         if size > 1:
-            raise ConfigError(f"parallel.{axis}", f"the deepspeed backend shards data and fsdp only, not {axis} {size}; set it to 1")
+            raise ConfigError(
+                f"parallel.{axis}", f"{size} is not possible: the deepspeed backend shards `data` and `fsdp` only; set it to 1"
+            )
     if parallel.fsdp > 1 and config.deepspeed.zero_stage == 0:
         raise ConfigError(
             "deepspeed.zero_stage",

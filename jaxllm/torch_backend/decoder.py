@@ -14,7 +14,10 @@ from jaxllm.torch_backend.model import mode
 
 
 class TorchDecoder:
-    """A `jaxllm.backend.Decoder`; at ZeRO stage 3 every process must feed the same tokens, since each holds a part of the weights."""
+    """A `jaxllm.backend.Decoder`.
+
+    At ZeRO stage 3 each process holds a part of the weights, so every process must feed the same tokens.
+    """
 
     def __init__(self, engine: Engine, device: torch.device, max_length: int) -> None:
         self._engine = engine

@@ -10,8 +10,8 @@ from jaxllm.config.schema import RunConfig
 _NEVER = 10**12
 
 
-def deepspeed_config(config: RunConfig, plan: BatchPlan, world: int) -> dict[str, Any]:
-    """What `deepspeed.initialize` gets.  world: number of processes, all data-parallel.
+def deepspeed_config(config: RunConfig, plan: BatchPlan) -> dict[str, Any]:
+    """What `deepspeed.initialize` gets.
 
     The optimiser is not part of it: jaxllm hands DeepSpeed a torch AdamW with its decay groups.
     """

@@ -20,7 +20,7 @@ from jaxllm.torch_backend.float64 import true_float64
 from jaxllm.torch_backend.group import Group
 from jaxllm.torch_backend.libraries import import_deepspeed
 from jaxllm.torch_backend.masters import MasterWeights
-from jaxllm.torch_backend.model import ModelInputs, build_model, mode
+from jaxllm.torch_backend.model import ModelInputs, build_model
 from jaxllm.torch_backend.optimizer import ClippedAdamW, adamw, parameter_groups
 from jaxllm.torch_backend.transfer import FragmentStore, PartitionStore, ReplicatedStore, Store
 
@@ -61,9 +61,7 @@ class Engine(Protocol):
 
 def forward(engine: Engine, inputs: ModelInputs) -> torch.Tensor:
     """Logits (B, S, V) in the engine's dtype."""
-    output = engine.model(
-        input_ids=inputs.tokens, attention_mask=inputs.mask, position_ids=inputs.positions, use_cache=False
-    )
+    output = engine.model(input_ids=inputs.tokens, attention_mask=inputs.mask, position_ids=inputs.positions, use_cache=False)
     logits: torch.Tensor = output.logits
     return logits
 
@@ -74,9 +72,9 @@ def create_engine(run: Run, group: Group, plan: BatchPlan, training: bool) -> En
         return DeepSpeedEngine(run, group, plan)
     if training and run.config.deepspeed.zero_stage > 0:
         raise ConfigError(
-            "deepspeed.zero_stage", f"DeepSpeed has no float64, so `precision: fp64` runs plain torch; use zero_stage 0 instead of "
-            f"{run.config.deepspeed.zero_stage}"
-        )  # fmt: skip
+            "deepspeed.zero_stage",
+            f"{run.config.deepspeed.zero_stage} is not possible with precision fp64, which DeepSpeed does not have; set it to 0",
+        )
     return PlainEngine(run, group, training)
 
 
@@ -141,7 +139,7 @@ class DeepSpeedEngine:
         config = run.config
         self.dtype = _DTYPES[config.training.precision]
         self._stage = config.deepspeed.zero_stage
-        settings = deepspeed_config(config, plan, group.world)
+        settings = deepspeed_config(config, plan)
         with self._partitioned(deepspeed, settings):
             model = build_model(run.model, config.deepspeed.attention, self.dtype, group.device)
         _prepare(model, run)
@@ -150,9 +148,8 @@ class DeepSpeedEngine:
         self._parameters = {name: named[name] for name, _, _ in flatten(run.model.rules)}
         groups = parameter_groups(self._parameters, run.model.rules, config.optimizer)
         optimizer = ClippedAdamW(groups, config.optimizer) if self._stage == 0 else adamw(groups, config.optimizer)
-        self._engine = deepspeed.initialize(
-            model=model if self._masters is None else self._masters, optimizer=optimizer, config=settings, dist_init_required=False
-        )[0]
+        trained = model if self._masters is None else self._masters
+        self._engine = deepspeed.initialize(model=trained, optimizer=optimizer, config=settings, dist_init_required=False)[0]
         if config.deepspeed.torch_compile:
             self._engine.compile()
         self._store = self._make_store(group)
@@ -163,7 +160,11 @@ class DeepSpeedEngine:
         if self._stage < 3:
             yield
             return
-        with deepspeed.zero.Init(config_dict_or_path=settings, dtype=self.dtype):
+        from deepspeed.runtime.zero.partition_parameters import DeepSpeedTensorOverride
+
+        # By default every new tensor is also cast to the parameters' dtype, which would round the rotary frequencies to bf16.
+        only_device = [DeepSpeedTensorOverride.device]
+        with deepspeed.zero.Init(config_dict_or_path=settings, tensor_overrides=only_device):
             yield
 
     def _make_store(self, group: Group) -> Store:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as distributed
+from torch import distributed
 
 from jaxllm.torch_backend.libraries import import_deepspeed
-from jaxllm.torch_backend.rendezvous import adopt_slurm, in_group
+from jaxllm.torch_backend.rendezvous import adopt_slurm, die_with_launcher, in_group
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def join() -> Group:
 
     A process group that the caller has already made is used and left as it is.
     """
+    die_with_launcher()
     adopt_slurm()
     deepspeed = import_deepspeed()
     device = _device(int(os.environ.setdefault("LOCAL_RANK", "0")))  # DeepSpeed insists on the variable
@@ -61,7 +62,7 @@ def join() -> Group:
             distributed.init_process_group(backend, device_id=device_id)
             joined = True
         else:
-            store = distributed.HashStore()  # no port is opened for a process that is alone
+            store = distributed.HashStore()  # type: ignore[attr-defined]  # no port is opened for a process that is alone
             distributed.init_process_group(backend, store=store, rank=0, world_size=1, device_id=device_id)
             # Other backends of this process may use the group after this one is closed.
             atexit.register(_leave)

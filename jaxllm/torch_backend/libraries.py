@@ -22,10 +22,17 @@ def import_deepspeed() -> ModuleType:
         warnings.simplefilter("ignore")
         import deepspeed
         import deepspeed.ops
+        import deepspeed.runtime.bf16_optimizer
 
     # With nothing "compatible", DeepSpeed does not compile its shared-memory collective (2 minutes) when a group starts;
     # jaxllm uses torch's own optimisers and collectives throughout.
     deepspeed.ops.__compatible_ops__ = {}
+    # It prints a memory report for every parameter group, whatever the log level.
+    deepspeed.runtime.bf16_optimizer.see_memory_usage = _say_nothing
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     module: ModuleType = deepspeed
     return module
+
+
+def _say_nothing(*args: object, **kwargs: object) -> None:
+    """In place of DeepSpeed's forced memory reports."""

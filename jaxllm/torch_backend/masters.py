@@ -26,7 +26,7 @@ class MasterWeights(nn.Module):
             master = Parameter(compute.detach().float())
             self.masters.append(master)
             self._pairs.append((compute, master))
-            compute.register_post_accumulate_grad_hook(self._hook(master))
+            compute.register_post_accumulate_grad_hook(self._hook(master))  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _hook(master: Parameter) -> Any:

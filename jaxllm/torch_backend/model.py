@@ -29,7 +29,9 @@ def build_model(model: Model, attention: AttentionKernel, dtype: torch.dtype, de
     config = AutoConfig.for_model(str(keys.pop("model_type")), **keys)
     config.use_cache = False
     with no_init_weights(), device:
-        built = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
+        built = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, attn_implementation=attention, dtype=dtype
+        )
         built.tie_weights()  # part of the initialisation that was left out
     check_parameters(model, {name: tuple(_whole_shape(p)) for name, p in built.named_parameters()})
     return built

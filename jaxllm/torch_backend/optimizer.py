@@ -15,7 +15,7 @@ from jaxllm.families import WeightRule, flatten
 def parameter_groups(
     parameters: Mapping[str, Parameter], rules: Sequence[WeightRule], config: OptimizerConfig
 ) -> list[dict[str, Any]]:
-    """torch's parameter groups: what decays, then what does not, each in checkpoint order."""
+    """The optimiser's parameter groups: what decays, then what does not, each in checkpoint order."""
     decays = {name: rule.decays for name, rule, _ in flatten(rules)}
     groups = [
         {"params": [parameters[name] for name in decays if decays[name] is wanted], "weight_decay": decay}
@@ -25,7 +25,7 @@ def parameter_groups(
 
 
 def adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
-    """torch's AdamW; DeepSpeed clips and guards around it at ZeRO stages 1 to 3."""
+    """AdamW of torch; DeepSpeed clips and guards around it at ZeRO stages 1 to 3."""
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
 
 

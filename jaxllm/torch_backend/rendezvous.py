@@ -6,9 +6,13 @@ from which the same five follow.  This module imports nothing heavy.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import signal
+import sys
 
+RUN_ID_PREFIX = "jaxllm-"  # of the groups that `jaxllm.torch_backend.launch` starts
 _FIRST_PORT, _PORTS = 15000, 20000
 
 
@@ -30,6 +34,14 @@ def adopt_slurm() -> None:
     # Every process of a job step derives the same port; two steps on one node derive different ones.
     job, number = (int(part) if part.isdigit() else 0 for part in step.split("."))
     os.environ.setdefault("MASTER_PORT", str(_FIRST_PORT + (job * 31 + number) % _PORTS))
+
+
+def die_with_launcher() -> None:
+    """Let the kernel end this worker when the `launch` that started it is killed; otherwise it would train on, unseen."""
+    if sys.platform != "linux" or not os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(RUN_ID_PREFIX):
+        return
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _under_srun() -> bool:
