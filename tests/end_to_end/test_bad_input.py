@@ -1,0 +1,118 @@
+"""What a user can get wrong: one clear sentence, no traceback, a non-zero exit, and nothing half-written."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from conftest import Site, environment
+
+from jaxllm.state.store import CheckpointStore
+
+
+def _refused(site: Site, *arguments: object, **options: Any) -> str:
+    done = site.run(*arguments, check=False, **options)
+    assert done.returncode == 1, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"training": {"global_batc": 8}}, ["training.global_batc", "global_batch"]),
+        ({"training": {"steps": "many"}}, ["training.steps", "many", "integer"]),
+        ({"training": {"global_batch": 6}}, ["micro_batch", "6", "4"]),
+        ({"parallel": {"data": 4}}, ["parallel", "4", "1 device"]),
+        ({"data": {"sequence_length": 4096}}, ["data.sequence_length", "4096", "2048"]),
+        ({"data": {"source": {"kind": "text", "files": "nowhere/*.txt"}}}, ["nowhere/*.txt"]),
+        ({"model": {"family": "lama"}}, ["model.family", "lama", "llama"]),
+        ({"model": {"family": "llama", "vocab_size": 300}}, ["vocab_size", "300", "384"]),
+        ({"model": {"family": "llama", "hiden_size": 32}}, ["model.hiden_size", "hidden_size"]),
+        ({"schedule": {"warmup_steps": 50}}, ["schedule.warmup_steps", "50", "12"]),
+    ],
+)
+@pytest.mark.parametrize("backend", ["jax", "deepspeed"])
+def test_a_run_that_cannot_be(site: Site, backend: str, changes: dict[str, Any], words: list[str]) -> None:
+    config = site.write("bad", **changes)
+    message = _refused(site, "train", config, "--backend", backend)
+    assert message.startswith(f"{config}:")
+    for word in words:
+        assert word in message
+    assert not site.path("bad").exists()
+
+
+def test_a_broken_line_is_named(site: Site) -> None:
+    lines = ['{"text": "one two three"}'] * 6
+    lines[3] = '{"text": "one'
+    (site.folder / "broken.jsonl").write_text("\n".join(lines) + "\n")
+    source = {"kind": "jsonl", "files": "broken.jsonl"}
+    assert "broken.jsonl:4" in _refused(site, "train", site.write("bad", data={"source": source}))
+    skipping = site.write("skipping", data={"source": {**source, "skip_broken": True}})
+    assert "1" in site.run("data", "show", skipping).stdout
+
+
+def test_a_run_folder_is_not_overwritten_unasked(site: Site) -> None:
+    config = site.write("twice", training={"steps": 2})
+    site.run("train", config)
+    before = (site.path("twice") / "metrics.jsonl").read_text()
+    assert "already holds a run" in _refused(site, "train", config)
+    assert (site.path("twice") / "metrics.jsonl").read_text() == before
+    site.run("train", config, "--overwrite", "--set", "training.steps=3", "--set", "schedule.warmup_steps=0")
+    assert max(site.losses("twice")) == 3
+
+
+@pytest.mark.parametrize("backend", ["jax", "deepspeed"])
+def test_a_loss_that_is_not_finite_stops_the_run_or_is_left_out(site: Site, backend: str) -> None:
+    diverging = {"learning_rate": 1e30, "clip_norm": None}
+    stopping = site.write("stop", optimizer=diverging, schedule={"warmup_steps": 0})
+    message = _refused(site, "train", stopping, "--backend", backend)
+    assert "loss is nan" in message or "gradient norm" in message
+    assert "training.non_finite: skip" in message
+    training = {"non_finite": "skip", "non_finite_limit": 3}
+    skipping = site.write("skip", optimizer=diverging, schedule={"warmup_steps": 0}, training=training)
+    assert "3 steps have been left out, which is training.non_finite_limit" in _refused(
+        site, "train", skipping, "--backend", backend
+    )
+
+
+@pytest.mark.parametrize("backend", ["jax", "deepspeed"])
+def test_a_full_disk_while_saving_keeps_the_checkpoints_there_are(site: Site, backend: str) -> None:
+    config = site.write("full", checkpoint={"every": 2})
+    site.run("train", config, "--backend", backend, "--set", "training.steps=4")
+    store = CheckpointStore(site.path("full") / "checkpoints")
+    assert store.steps() == [2, 4]
+
+    def limit() -> None:  # the kernel refuses to let any file grow beyond this, as a full disk would
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    message = _refused(
+        site, "train", config, "--backend", backend, "--resume", "--allow-changed", "training.steps", preexec_fn=limit
+    )
+    assert "checkpoints" in message
+    assert store.steps() == [2, 4]
+    store.open(4)
+    assert not list(store.folder.glob(".saving-*"))
+
+
+def test_without_the_extra_one_line_says_what_to_install(site: Site) -> None:
+    config = site.write("bare")
+    program = "import sys; sys.modules['deepspeed'] = None\nfrom jaxllm.cli.main import main\nmain(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "train", str(config), "--backend", "deepspeed"],
+        cwd=site.folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "error: --backend deepspeed needs the package 'deepspeed'; install it with: pip install 'jaxllm[deepspeed]'"
+    )
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,89 @@
+"""Stopping at any moment: signals save and exit with 0; kill -9 loses at most the steps since the last save."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+from conftest import Site, command, environment
+from test_resume import _assert_same_bits
+
+from jaxllm.state.store import CheckpointStore
+
+
+def _start(site: Site, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(arguments),
+        cwd=site.folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _wait_for_step(site: Site, name: str, step: int, process: subprocess.Popen[str]) -> None:
+    metrics = site.path(name) / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and f'"step": {step},' in metrics.read_text():
+            return
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("backend", "arguments", "number"),
+    [
+        ("jax", (), signal.SIGTERM),
+        ("jax", (), signal.SIGINT),
+        ("deepspeed", (), signal.SIGINT),
+        ("deepspeed", ("--processes", 2), signal.SIGTERM),
+        ("jax", ("--processes", 2), signal.SIGTERM),
+    ],
+)
+def test_a_signal_finishes_the_step_saves_and_exits_with_the_resume_command(
+    site: Site, backend: str, arguments: tuple[object, ...], number: signal.Signals
+) -> None:
+    # Long enough that the signal always comes in the middle.
+    config = site.write("stopped", training={"steps": 100_000}, evaluation={"every": None}, checkpoint={"every": None})
+    process = _start(site, "train", config, "--backend", backend, *arguments)
+    _wait_for_step(site, "stopped", 3, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    saved = CheckpointStore(site.path("stopped") / "checkpoints").steps()
+    assert len(saved) == 1
+    assert f"stopped after step {saved[0]} and saved; go on with: jaxllm train" in output
+    assert "--resume" in output
+    assert "Traceback" not in output
+    assert max(site.losses("stopped")) == saved[0]
+
+
+@pytest.mark.parametrize("backend", ["jax", "deepspeed"])
+def test_kill_9_at_random_moments_loses_at_most_what_was_not_saved(
+    shared_site: Site, finished: Callable[..., str], backend: str
+) -> None:
+    site, reference, name = shared_site, finished(backend), f"killed-{backend}"
+    config = site.write(name, checkpoint={"every": 1, "keep": 3})
+    moments = random.Random(backend)
+    store = CheckpointStore(site.path(name) / "checkpoints")
+    for kill in range(3):
+        before = store.steps()
+        process = _start(site, "train", config, "--backend", backend, *(["--resume"] if kill else []))
+        # At any point after the first step of this attempt: in a step, while writing, while renaming.
+        _wait_for_step(site, name, 2 + 3 * kill, process)
+        time.sleep(moments.uniform(0.0, 0.1))
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL, output
+        assert store.steps()[-1:] >= before[-1:]
+    done = site.run("train", config, "--backend", backend, "--resume")
+    assert "going on after step" in done.stdout
+    _assert_same_bits(site, name, reference)
+    assert not list(store.folder.glob(".*"))
