@@ -211,7 +211,7 @@ def _csv(path: Path, source: CsvSource) -> Iterator[Document]:
             for row in rows:
                 yield Document(row[source.text_field] or "", f"{path}:{rows.line_num}")
         except csv.Error as error:
-            raise DataError(f"{path}:{rows.line_num} is not valid CSV: {error}") from None
+            raise DataError(f"{path}:{rows.reader.line_num} is not valid CSV: {error}") from None
 
 
 def _parquet(path: Path, field: str) -> Iterator[Document]:
@@ -292,7 +292,7 @@ def _expand(pattern: str) -> list[Path]:
     return files
 
 
-def _open(path: Path) -> io.BufferedIOBase:
+def _open(path: Path) -> io.BufferedReader | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile:
     """A file as bytes, unpacked by its suffix."""
     match path.suffix:
         case ".gz":
