@@ -193,12 +193,10 @@ class _Reader:
 
     def scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         kind = node.tag.removeprefix("tag:yaml.org,2002:")
-        if kind == "int":
-            return _integer(node.value)
-        if kind not in ("str", "bool", "float", "null"):
+        if kind not in ("str", "bool", "int", "float", "null"):
             raise self.error(node, path, f"{node.value!r} has the YAML tag {node.tag}, which a run file cannot hold")
         try:
-            return self.loader.construct_object(node)
+            return int(node.value.replace("_", ""), 0) if kind == "int" else self.loader.construct_object(node)
         except (ValueError, KeyError):
             raise self.error(node, path, f"{node.value!r} is not a valid YAML {kind}") from None
 
@@ -207,10 +205,6 @@ class _Reader:
 
 
 _KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
-
-
-def _integer(text: str) -> int:
-    return int(text.replace("_", ""), 0)
 
 
 def dotted(path: KeyPath) -> str:

@@ -69,7 +69,7 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     found: dict[str, ConfigError] = {}
     for finding in error.errors(include_url=False):
         place = find(model, finding["loc"])
-        key = ".".join(part for part in (prefix, dotted(place.path)) if part)
+        key = ".".join(part for part in (prefix, dotted(place.path), _inner_key(finding)) if part)
         # A union of plain types reports one finding per branch; what is allowed is said once.
         found.setdefault(key, ConfigError(key, _sentence(finding, place, model, prefix)))
     first, *others = found.values()
@@ -77,20 +77,19 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
 
 
 def _sentence(finding: ErrorDetails, place: Place, model: type[BaseModel], prefix: str) -> str:
-    kind, value = finding["type"], finding["input"]
-    match kind:
+    value = finding["input"]
+    match finding["type"]:
         case "extra_forbidden":
             return _unknown_key(place, model, prefix)
         case "missing":
             return _missing(place)
         case "value_error":
             return str(finding["ctx"]["error"])
-        case "union_tag_invalid" | "union_tag_not_found" | "model_attributes_type":
-            return _unknown_kind(place, value)
-        case "model_type":
-            return _not_a_section(place, value)
         case _:
-            return _wrong_value(finding, place)
+            sections = [member for member in union_members(_annotation(place)) if is_model(member)]
+            if len(sections) > 1:
+                return _unknown_kind(sections, value)
+            return _not_a_section(sections[0], value) if sections else _wrong_value(finding, place)
 
 
 def _wrong_value(finding: ErrorDetails, place: Place) -> str:
@@ -106,7 +105,9 @@ def _wrong_value(finding: ErrorDetails, place: Place) -> str:
         return f"{shown(value)} must be letters, digits, `.`, `_` or `-`, and begin with a letter or digit"
     if kind not in _TYPE_ERRORS or len(union_members(_annotation(place))) > 1:
         return f"{_allowed(place)}, not {shown(value)}"
-    return f"{_TYPE_ERRORS[kind].format(**finding.get('ctx', {}))}, not {shown(value)}"
+    limits = {name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in finding.get("ctx", {}).items()}
+    null = " or null" if _nullable(place) and kind.endswith(("_type", "_parsing", "from_float")) else ""
+    return f"{_TYPE_ERRORS[kind].format(**limits)}{null}, not {shown(value)}"
 
 
 def _unknown_key(place: Place, model: type[BaseModel], prefix: str) -> str:
@@ -115,33 +116,40 @@ def _unknown_key(place: Place, model: type[BaseModel], prefix: str) -> str:
     close = closest(name, siblings)
     if close is None:
         elsewhere = [key for key in all_keys(model) if key.rpartition(".")[2] == name]
-        if elsewhere:
+        if elsewhere and dotted(place.path) not in elsewhere:  # else it is a key of another `kind` of this section
             where = " or ".join(".".join(part for part in (prefix, key) if part) for key in sorted(set(elsewhere)))
             return f"unknown key; did you mean {where}? (allowed here: {', '.join(siblings)})"
     return f"unknown key; {nearest(name, siblings)}"
 
 
 def _missing(place: Place) -> str:
+    if place.path and isinstance(place.path[-1], int):
+        return "is missing: the list is too short"
     said = "required key is missing"
     description = place.field.description if place.field else None
     return f"{said}: {description[0].lower()}{description[1:].rstrip('.')}" if description else said
 
 
-def _unknown_kind(place: Place, value: Any) -> str:
-    models = [member for member in union_members(_annotation(place)) if is_model(member)]
-    allowed = [str(kind) for model in models for kind in kinds(model)]
-    if not isinstance(value, dict):
-        return f"must be a section with `kind:`, not {shown(value)}; {nearest(str(value), allowed)}"
-    if "kind" not in value:
+def _inner_key(finding: ErrorDetails) -> str:
+    """`kind`, when the finding is about the `kind:` inside the section it is reported for."""
+    return "kind" if finding["type"] == "union_tag_invalid" else ""
+
+
+def _unknown_kind(sections: list[type[BaseModel]], value: Any) -> str:
+    allowed = [str(kind) for section in sections for kind in kinds(section)]
+    if isinstance(value, dict) and "kind" in value:
+        return f"unknown kind {shown(value['kind'])}; {nearest(str(value['kind']), allowed)}"
+    if isinstance(value, dict):
         near = closest("kind", map(str, value))
         hint = f"did you mean `kind:` instead of `{near}:`? " if near else ""
         return f"needs `kind:`; {hint}allowed: {', '.join(allowed)}"
-    return f"unknown kind {shown(value['kind'])}; {nearest(str(value['kind']), allowed)}"
+    if value in allowed:
+        return f"must be a section with `kind:`, not {shown(value)}; write `{{kind: {value}}}`"
+    return f"must be a section with `kind:`, not {shown(value)}; allowed kinds: {', '.join(allowed)}"
 
 
-def _not_a_section(place: Place, value: Any) -> str:
-    models = [member for member in union_members(_annotation(place)) if is_model(member)]
-    keys = ", ".join(fields(models[0])) if models else ""
+def _not_a_section(section: type[BaseModel], value: Any) -> str:
+    keys = ", ".join(fields(section))
     if value is None:
         return f"is empty; put at least one of its keys below it ({keys})"
     return f"must be a section, not {shown(value)}; its keys: {keys}"
@@ -154,9 +162,14 @@ def _allowed(place: Place) -> str:
     if literal:
         return f"allowed: {', '.join(map(shown, literal))}"
     said = list(dict.fromkeys(_type_name(member) for member in union_members(annotation)))
-    if place.field is not None and type(None) in get_args(place.field.annotation):
+    if _nullable(place):
         said.append("null")
     return f"must be {' or '.join(said)}"
+
+
+def _nullable(place: Place) -> bool:
+    at_item = bool(place.path) and isinstance(place.path[-1], int)
+    return place.field is not None and not at_item and type(None) in get_args(place.field.annotation)
 
 
 def _near(value: Any, place: Place) -> str:

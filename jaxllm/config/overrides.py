@@ -31,8 +31,10 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> dict[KeyPat
         except ConfigError as error:
             raise ConfigError(dotted((*path, error.key)), error.message, location=location) from None
         _put(document.data, path, value, location)
-        for known in [known for known in given if known[: len(path)] == path]:
-            del given[known]
+        # What the file or an earlier override said of this key, or of keys inside it, is gone.
+        for origin in (given, document.lines):
+            for known in [known for known in origin if known[: len(path)] == path]:
+                del origin[known]
         given[path] = location
     return given
 

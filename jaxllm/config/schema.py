@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from jaxllm.config.messages import closest
+
 Precision: TypeAlias = Literal["fp32", "bf16", "fp64"]
 BackendName: TypeAlias = Literal["jax", "deepspeed"]
 
@@ -42,7 +44,10 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _one_of_family_and_from(self) -> ModelConfig:
         if (self.family is None) == (self.from_ is None):
-            raise ValueError("give either `family:` (a new model) or `from:` (an existing one)")
+            said = "give either `family:` (a new model) or `from:` (an existing one)"
+            meant = {name: closest(name, ("family", "from")) for name in self.huggingface}
+            hints = [f"; did you mean `{near}:` instead of `{name}:`?" for name, near in meant.items() if near]
+            raise ValueError(said + "".join(hints[:1]))
         if self.from_ is not None and self.huggingface:
             raise ValueError(f"`from:` takes the architecture from the folder; remove {', '.join(sorted(self.huggingface))}")
         return self
@@ -254,7 +259,7 @@ class ParallelConfig(Section):
     @classmethod
     def _positive_or_rest(cls, value: int) -> int:
         if value < 1 and value != -1:
-            raise ValueError("must be -1 (all remaining devices) or at least 1")
+            raise ValueError(f"must be -1 (all remaining devices) or at least 1, not {value}")
         return value
 
 
