@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -47,6 +48,9 @@ class JsonlSink:
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
+            with suppress(OSError):  # closing tries to write what is left once more
+                self._file.close()
+            self._file = None
             raise JaxllmError(f"cannot write {self._path}: {error.strerror or error}; make room and resume the run") from None
 
     def _drop_after(self, step: int) -> None:

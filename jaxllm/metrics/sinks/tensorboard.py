@@ -25,8 +25,10 @@ class TensorBoardSink:
         with _torch_hidden():
             from tensorboardX import SummaryWriter
 
-        # TensorBoard then hides the events of an earlier attempt from the first step that is done again.
-        self._writer = SummaryWriter(str(self._folder), purge_step=start_step + 1, flush_secs=10)
+        # purge_step: TensorBoard hides the events of an earlier attempt from the first step that is done again.  The suffix
+        # keeps the files of two starts within one second apart.
+        suffix = f".{start_step}"
+        self._writer = SummaryWriter(str(self._folder), purge_step=start_step + 1, flush_secs=10, filename_suffix=suffix)
 
     def train(self, record: TrainRecord) -> None:
         self._write(record.to_json())

@@ -1,0 +1,74 @@
+"""The formula against the operations that PyTorch counts while the Hugging Face model of the same config runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+
+from jaxllm.config.schema import ModelConfig
+from jaxllm.families import Model, resolve_model
+from jaxllm.metrics.flops import flops_per_token
+
+LLAMA = {
+    "family": "llama",
+    "vocab_size": 331,
+    "hidden_size": 48,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+}
+GPT2 = {"family": "gpt2", "vocab_size": 331, "n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 64}
+
+
+def counted(model: Model, batch: int, sequence: int, backward: bool) -> dict[str, int]:
+    """FLOPs of the matrix products of the Hugging Face model, by operation."""
+    config = transformers.AutoConfig.for_model(**dict(model.huggingface_config), attn_implementation="eager")
+    network = transformers.AutoModelForCausalLM.from_config(config)
+    tokens = torch.zeros((batch, sequence), dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        output = network(tokens, use_cache=False)
+        if backward:
+            output.logits.sum().backward()
+    return {str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()}
+
+
+@pytest.mark.parametrize(
+    "keys", [LLAMA, {**LLAMA, "tie_word_embeddings": True}, GPT2], ids=["llama", "llama tied", "gpt2 biased"]
+)
+def test_forward_equals_what_pytorch_counts(keys: dict[str, Any]) -> None:
+    model = resolve_model(ModelConfig.model_validate(keys))
+    batch, sequence = 2, 64
+    flops = flops_per_token(model.spec, sequence)
+    found = counted(model, batch, sequence, backward=False)
+    # The program computes the full square of attention, of which the formula counts the half that is not masked.
+    assert found.pop("aten.bmm") == 2 * flops.attention * batch * sequence
+    assert sum(found.values()) == (flops.projections + flops.mlp + flops.head) * batch * sequence
+
+
+def test_backward_costs_twice_the_forward_pass() -> None:
+    model = resolve_model(ModelConfig.model_validate(GPT2))
+    forward = sum(counted(model, 2, 64, backward=False).values())
+    both = sum(counted(model, 2, 64, backward=True).values())
+    flops = flops_per_token(model.spec, 64)
+    assert both == 3 * forward
+    assert flops.training == 3 * flops.forward
+
+
+def test_a_published_size() -> None:
+    """Llama 3 8B: 6 FLOPs for each of the 7.5e9 parameters that multiply (all but the embedding), and attention."""
+    model = resolve_model(
+        ModelConfig.model_validate(
+            {"family": "llama", "vocab_size": 128256, "intermediate_size": 14336, "num_key_value_heads": 8}
+        )
+    )
+    embedding, norms = 128256 * 4096, 65 * 4096
+    flops = flops_per_token(model.spec, 8192)
+    assert model.parameters == 8_030_261_248
+    assert flops.training == 6 * (model.parameters - embedding - norms) + 6 * 32 * 4096 * 8192
