@@ -8,9 +8,9 @@ import sys
 from typing import Any
 
 import pytest
-from conftest import Site, environment
 
 from jaxllm.state.store import CheckpointStore
+from tests.end_to_end.runs import Site, environment
 
 
 def _refused(site: Site, *arguments: object, **options: Any) -> str:

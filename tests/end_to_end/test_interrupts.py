@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 
 import pytest
-from conftest import Site, command, environment
-from test_resume import _assert_same_bits
 
 from jaxllm.state.store import CheckpointStore
+from tests.end_to_end.runs import Site, command, environment
+from tests.end_to_end.test_resume import assert_same_bits
 
 
 def _start(site: Site, *arguments: object) -> subprocess.Popen[str]:
@@ -85,5 +85,5 @@ def test_kill_9_at_random_moments_loses_at_most_what_was_not_saved(
         assert store.steps()[-1:] >= before[-1:]
     done = site.run("train", config, "--backend", backend, "--resume")
     assert "going on after step" in done.stdout
-    _assert_same_bits(site, name, reference)
+    assert_same_bits(site, name, reference)
     assert not list(store.folder.glob(".*"))

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import STEPS, Site
 
 from jaxllm.checkpointing import open_state
 from jaxllm.config.schema import Precision
 from jaxllm.generation.load import load_trained
 from jaxllm.parity.tolerances import TOLERANCES, relative_error
 from jaxllm.state import TrainingState
+from tests.end_to_end.runs import STEPS, Site
 
 STOPPED_AT = 4
 
@@ -32,7 +32,7 @@ def _tensors(state: TrainingState) -> dict[str, np.ndarray[Any, Any]]:
     return {f"{part}/{name}": reader.read(name) for part, reader in readers.items() for name in reader.names()}
 
 
-def _assert_same_bits(site: Site, name: str, reference: str) -> None:
+def assert_same_bits(site: Site, name: str, reference: str) -> None:
     assert site.losses(name) == site.losses(reference)
     assert site.losses(name, "validation") == site.losses(reference, "validation")
     found, wanted = _tensors(_final_state(site, name)), _tensors(_final_state(site, reference))
@@ -65,7 +65,7 @@ def _resume(site: Site, source: str, name: str, *arguments: object, **changes: A
 def test_same_backend_continues_bit_for_bit(shared_site: Site, finished: Callable[..., str], backend: str) -> None:
     reference = finished(backend)
     _resume(shared_site, reference, f"{backend}-again", "--backend", backend)
-    _assert_same_bits(shared_site, f"{backend}-again", reference)
+    assert_same_bits(shared_site, f"{backend}-again", reference)
 
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
@@ -123,7 +123,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(shared_site: S
     done = shared_site.run("train", config, "--resume", "--backend", "deepspeed")
     assert "step-00000008 is damaged: the checksum of weights/model.safetensors does not match" in done.stderr
     assert "going on after step 4" in done.stdout
-    _assert_same_bits(shared_site, "damaged", reference)
+    assert_same_bits(shared_site, "damaged", reference)
 
 
 def test_a_changed_run_is_refused_until_allowed(shared_site: Site, finished: Callable[..., str]) -> None:
@@ -142,4 +142,4 @@ def test_resuming_a_complete_run_says_so(shared_site: Site, finished: Callable[.
     config = shared_site.write("complete")
     shared_site.fork(finished("jax"), "complete", STEPS, config)
     assert "already complete" in shared_site.run("train", config, "--resume").stdout
-    _assert_same_bits(shared_site, "complete", "jax-fp32")
+    assert_same_bits(shared_site, "complete", "jax-fp32")

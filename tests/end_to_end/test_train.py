@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import STEPS, Site
 
 from jaxllm.parity.tolerances import TOLERANCES
+from tests.end_to_end.runs import STEPS, Site
 
 BACKENDS = ("jax", "deepspeed")
 
@@ -100,7 +100,20 @@ def test_export_refuses_to_overwrite_and_writes_bfloat16(
 
 def test_generate_writes_the_same_text_on_either_backend(shared_site: Site, finished: Callable[..., str]) -> None:
     run = shared_site.path(finished("jax"))
-    arguments = ("generate", run, "--prompt", "import ", "--max-new-tokens", 12, "--temperature", 0.7, "--top-p", 0.9, "--seed", 3)
+    arguments = (
+        "generate",
+        run,
+        "--prompt",
+        "import ",
+        "--max-new-tokens",
+        12,
+        "--temperature",
+        0.7,
+        "--top-p",
+        0.9,
+        "--seed",
+        3,
+    )
     texts = {backend: shared_site.run(*arguments, "--backend", backend).stdout for backend in BACKENDS}
     assert texts["jax"].startswith("import ")
     assert len(texts["jax"]) > len("import \n")

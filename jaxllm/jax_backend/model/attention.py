@@ -5,6 +5,7 @@ Shape legend: B batch, S queries, T keys, E hidden, H heads, K key/value heads, 
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -108,7 +109,5 @@ def _remember(cache: KeyValue, key_BSKD: jax.Array, value_BSKD: jax.Array, conte
     """The cache with this call's keys and values written at its offset."""
     if context.offset is None:
         raise ValueError("a key/value cache needs the offset to write at")
-    start = (0, context.offset, 0, 0)
-    return KeyValue(
-        jax.lax.dynamic_update_slice(cache.key, key_BSKD, start), jax.lax.dynamic_update_slice(cache.value, value_BSKD, start)
-    )
+    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=context.offset, axis=1)
+    return KeyValue(write(cache.key, key_BSKD), write(cache.value, value_BSKD))
