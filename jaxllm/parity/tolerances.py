@@ -36,7 +36,7 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
 
 
 def relative_error(value: ArrayLike, reference: ArrayLike) -> float:
-    """max |value - reference| / max |reference|; the plain difference where the reference is zero everywhere."""
+    """Max |value - reference| / max |reference|; the plain difference where the reference is zero everywhere."""
     wanted = np.asarray(reference, np.float64)
     difference = float(np.max(np.abs(np.asarray(value, np.float64) - wanted), initial=0.0))
     scale = float(np.max(np.abs(wanted), initial=0.0))

@@ -1,8 +1,8 @@
 """The portable form of a TrainingState on disk: Hugging Face weights and Adam moments, all safetensors and JSON.
 
-    FOLDER/weights/     config.json, model*.safetensors  -> opens with transformers as it is
-    FOLDER/moments/     exp_avg*.safetensors, exp_avg_sq*.safetensors
-    FOLDER/progress.json
+FOLDER/weights/     config.json, model*.safetensors  -> opens with transformers as it is
+FOLDER/moments/     exp_avg*.safetensors, exp_avg_sq*.safetensors
+FOLDER/progress.json
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class SafetensorsReader:
                 raise CheckpointError(f"{index} is damaged ({error}); restore it from a copy") from None
         if not single.is_file():
             raise CheckpointError(f"{self._folder} holds no {self._stem}.safetensors; only safetensors weights are read")
-        return {name: single.name for name in self._handle(single.name).keys()}  # noqa: SIM118 (not a dict)
+        return dict.fromkeys(self._handle(single.name).keys(), single.name)
 
     def _handle(self, file: str) -> Any:
         # One open handle: tensors are asked for in file order, and thousands of shards must not exhaust descriptors.
