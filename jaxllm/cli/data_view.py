@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,9 +23,9 @@ _AROUND = 2  # tokens shown in the table on each side of a boundary
 
 def print_counts(prepared: PreparedData, config: RunConfig) -> None:
     """Documents, tokens, bytes and sequences of both splits, and the tokenizer."""
-    console = Console()
+    console = _console()
     console.print(f"{config.name}: data {prepared.fingerprint}", highlight=False)
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD)
     splits = (prepared.train, prepared.validation)
     table.add_column("")
     for split in splits:
@@ -54,7 +56,7 @@ def print_counts(prepared: PreparedData, config: RunConfig) -> None:
 
 def print_rows(prepared: PreparedData, config: RunConfig, split: SplitName, first: int, rows: int) -> None:
     """The first `rows` sequences from global batch `first` on."""
-    console = Console()
+    console = _console()
     with BatchPipeline(prepared, config, split, start=first) as pipeline:
         number = first
         while rows > 0 and (pipeline.batches is None or number < pipeline.batches):
@@ -100,11 +102,11 @@ def _token_table(tokenizer: Tokenizer, batch: Batch, row: int) -> Table:
     size = segments_S.size
     edges = [0, *(np.nonzero(np.diff(segments_S))[0] + 1).tolist(), size]
     shown = sorted({place for edge in edges for place in range(edge - _AROUND, edge + _AROUND) if 0 <= place < size})
-    table = Table()
-    for column, justify in (("token", "right"), ("segment", "right"), ("position", "right"), ("input", "left")):
-        table.add_column(column, justify="right" if justify == "right" else "left", no_wrap=True)
-    table.add_column("target", no_wrap=True)
-    table.add_column("weight", justify="right", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("token", "segment", "position", "weight"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("input", "target"):
+        table.add_column(column, no_wrap=True)
     before = -1
     for place in shown:
         if place != before + 1:
@@ -114,14 +116,19 @@ def _token_table(tokenizer: Tokenizer, batch: Batch, row: int) -> Table:
         segment = int(segments_S[place])
         table.add_row(
             str(place),
-            str(segment) if segment else "padding",
+            str(segment),
             str(batch.positions[row, place]),
-            _token(tokenizer, int(batch.inputs[row, place])) if segment else Text("·"),
-            _token(tokenizer, int(batch.targets[row, place])) if weight else Text("·"),
             f"{weight:g}",
+            _token(tokenizer, int(batch.inputs[row, place])) if segment else Text("padding"),
+            _token(tokenizer, int(batch.targets[row, place])) if weight else Text("-"),
             style="" if weight else _UNWEIGHTED,
         )
     return table
+
+
+def _console() -> Console:
+    # Where there is no terminal (a pipe, a log) there is no width to keep to.
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def _token(tokenizer: Tokenizer, token: int) -> Text:

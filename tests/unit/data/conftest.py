@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import calendar
+import colorsys
+import fnmatch
 import inspect
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import argparse
-import json.decoder
-import logging
-import string
 
 import numpy as np
 import pytest
@@ -25,10 +24,11 @@ MakeConfig = Callable[..., RunConfig]
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    """Functions and methods of the standard library, one document each, and some that are hard on a tokenizer."""
-    modules = (argparse, json.decoder, logging, string)
-    classes = [value for module in modules for value in vars(module).values() if inspect.isclass(value)]
-    found = {inspect.getsource(value) for value in classes if value.__module__ in {module.__name__ for module in modules}}
+    """Functions of the standard library, one document each, and some texts that are hard on a tokenizer."""
+    modules = (calendar, colorsys, fnmatch, shlex)
+    names = {module.__name__ for module in modules}
+    functions = [value for module in modules for value in vars(module).values() if inspect.isfunction(value)]
+    found = {inspect.getsource(value) for value in functions if value.__module__ in names}
     return [*sorted(found), "é 日本語 😀\u200d🔥\n", "x", "\ttabs \r\n and\x00control"]
 
 

@@ -147,7 +147,13 @@ def test_cache_hit_and_miss(make_config: MakeConfig, texts: list[str], tmp_path:
     first = fingerprint()
     assert len(count_builds) == 1
     # Nothing of this changes a token.
-    for same in ({"sequence_length": 64}, {"packing": "none"}, {"cross_document_attention": True}, {"workers": 2}, {"prefetch": 0}):
+    for same in (
+        {"sequence_length": 64},
+        {"packing": "none"},
+        {"cross_document_attention": True},
+        {"workers": 2},
+        {"prefetch": 0},
+    ):
         assert fingerprint(**same) == first
     shutil.copy(path, tmp_path / "b.jsonl")
     assert fingerprint(source={"kind": "jsonl", "files": str(tmp_path / "b.jsonl")}) == first
@@ -336,5 +342,7 @@ def test_preparing_loads_no_framework(make_config: MakeConfig, tmp_path: Path) -
         "prepare(RunConfig.model_validate_json(Path(sys.argv[1]).read_text()), progress=False);"
         "sys.exit(' '.join({'jax', 'torch', 'transformers', 'tensorflow'} & set(sys.modules)) or 0)"
     )
-    run = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run.json")], check=False, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "run.json")], check=False, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr

@@ -10,7 +10,9 @@ from jaxllm.data.split import split_documents
 from jaxllm.errors import DataError
 
 
-@pytest.mark.parametrize(("count", "fraction", "held_out"), [(100, 0.1, 10), (100, 0.001, 1), (2, 0.02, 1), (7, 0.5, 4), (3, 0.5, 2)])
+@pytest.mark.parametrize(
+    ("count", "fraction", "held_out"), [(100, 0.1, 10), (100, 0.001, 1), (2, 0.02, 1), (7, 0.5, 4), (3, 0.5, 2)]
+)
 def test_every_document_is_on_one_side(count: int, fraction: float, held_out: int) -> None:
     train, validation = split_documents(count, fraction, seed=3)
     assert validation.size == held_out

@@ -15,7 +15,14 @@ from tokenizers import decoders, models, normalizers
 from jaxllm.data.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
 from jaxllm.errors import ConfigError, DataError
 
-HARD = ["", "def f(x):\n    return  x\n\n\n", "é 日本語 😀\u200d🔥", "\r\n\t\x00 end ", f"before {END_OF_TEXT} after", " leading"]
+HARD = [
+    "",
+    "def f(x):\n    return  x\n\n\n",
+    "é 日本語 😀\u200d🔥",
+    "\r\n\t\x00 end ",
+    f"before {END_OF_TEXT} after",
+    " leading",
+]
 
 
 @pytest.fixture(scope="module")
