@@ -5,6 +5,7 @@ Both are driven by the same micro-batch loop (`jaxllm.torch_backend.step`).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -73,7 +74,7 @@ def create_engine(run: Run, group: Group, plan: BatchPlan, training: bool) -> En
     if training and run.config.deepspeed.zero_stage > 0:
         raise ConfigError(
             "deepspeed.zero_stage",
-            f"{run.config.deepspeed.zero_stage} is not possible with precision fp64, which DeepSpeed does not have; set it to 0",
+            f"{run.config.deepspeed.zero_stage} cannot be combined with precision fp64, which DeepSpeed lacks; set it to 0",
         )
     return PlainEngine(run, group, training)
 
@@ -81,7 +82,7 @@ def create_engine(run: Run, group: Group, plan: BatchPlan, training: bool) -> En
 def _prepare(model: Any, run: Run) -> None:
     """Options of the model that hold at every stage."""
     if run.config.deepspeed.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
 
 
 class PlainEngine:
@@ -149,7 +150,10 @@ class DeepSpeedEngine:
         groups = parameter_groups(self._parameters, run.model.rules, config.optimizer)
         optimizer = ClippedAdamW(groups, config.optimizer) if self._stage == 0 else adamw(groups, config.optimizer)
         trained = model if self._masters is None else self._masters
-        self._engine = deepspeed.initialize(model=trained, optimizer=optimizer, config=settings, dist_init_required=False)[0]
+        with warnings.catch_warnings():
+            # It imports parts of itself and of torch only now, which are deprecated by other parts of torch.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._engine = deepspeed.initialize(model=trained, optimizer=optimizer, config=settings, dist_init_required=False)[0]
         if config.deepspeed.torch_compile:
             self._engine.compile()
         self._store = self._make_store(group)

@@ -24,7 +24,7 @@ import psutil
 
 from jaxllm.torch_backend.rendezvous import RUN_ID_PREFIX, in_group
 
-__all__ = ["in_group", "launch", "local_devices"]
+__all__ = ["in_group", "launch", "local_devices", "run_workers"]
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT)
 
@@ -37,13 +37,18 @@ def local_devices() -> int:
 
 
 def launch(argv: list[str], processes: int) -> int:
-    """Run `python -m jaxllm ARGV` in `processes` workers that form one group; returns the exit status.
+    """Run `python -m jaxllm ARGV` in `processes` workers that form one group; returns the exit status of `run_workers`."""
+    return run_workers([sys.executable, "-m", "jaxllm", *argv], processes)
+
+
+def run_workers(command: list[str], processes: int) -> int:
+    """Run a command in `processes` workers that form one group.
 
     Rank 0 writes to this terminal.  What the others wrote to stderr is shown only when one of them fails.  The status is 0
     when every worker's is, else that of the worker that failed first (128 + signal for one that was killed).
     """
     with tempfile.TemporaryDirectory(prefix="jaxllm-workers-") as logs, _worker_environment(processes):
-        agent = _Agent([sys.executable, "-m", "jaxllm", *argv], processes, Path(logs))
+        agent = _Agent(command, processes, Path(logs))
         with _forwarding(agent):
             agent.start()
             while agent.is_alive():
