@@ -61,7 +61,7 @@ def show(file: Path, overrides: tuple[str, ...], devices: int | None, as_json: b
 @config.command()
 @handle_errors
 def schema() -> None:
-    r"""Print the JSON Schema of run files, for editors.
+    """Print the JSON Schema of run files, for editors.
 
     \b
     jaxllm config schema > run.schema.json
