@@ -51,6 +51,10 @@ class LoadedRun:
         """Where a dotted key came from: `FILE:LINE`, or the `--set` that gave it."""
         return self.origins.locate(key)
 
+    def place(self, error: ConfigError) -> ConfigError:
+        """The same error, and those found with it, with their locations."""
+        return self.origins.place(error)
+
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> LoadedRun:
     """Read a run file and check it against the schema.
