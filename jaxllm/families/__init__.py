@@ -1,12 +1,13 @@
 """Model families as data: Hugging Face config -> ModelSpec and the table of weight rules.
 
-Adding a family: one file here that defines ARCHITECTURE, MAX_POSITIONS_KEY, Keys, spec and rules, one entry in FAMILIES, one
-run file, one line in the test tables.
+Adding a family: one file here that defines ARCHITECTURE, BASE_PREFIX, MAX_POSITIONS_KEY, Keys, spec and rules, one entry in
+FAMILIES, one run file, one line in the test tables.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,7 @@ from jaxllm.families.keys import BOOKKEEPING_KEYS
 from jaxllm.families.spec import Model, ModelSpec
 from jaxllm.families.weights import WeightRule, flatten
 
-__all__ = ["FAMILIES", "Model", "ModelSpec", "WeightRule", "check_sequence_length", "flatten", "resolve_model"]
+__all__ = ["FAMILIES", "Model", "ModelSpec", "WeightRule", "check_sequence_length", "flatten", "resolve_model", "stored_names"]
 
 FAMILIES: dict[str, ModuleType] = {"llama": llama, "gpt2": gpt2}
 
@@ -62,6 +63,22 @@ def check_sequence_length(model: Model, config: RunConfig) -> None:
         raise ConfigError(
             "data.sequence_length", f"{wanted} tokens do not fit into the model's {longest} positions ({key}); {remedy}"
         )
+
+
+def stored_names(model: Model, stored: Collection[str]) -> dict[str, str]:
+    """The name that each weight of a model has among the tensors of a Hugging Face checkpoint, by its name in the rules.
+
+    A tied weight may be stored under any of its names, and a checkpoint of the bare model (as the one of the first GPT-2 is)
+    leaves out the prefix that the model with a head has.  Weights that the checkpoint lacks are not among the result.
+    """
+    prefix = FAMILIES[model.family].BASE_PREFIX
+    found = {}
+    for name, rule, _ in flatten(model.rules):
+        candidates = (name, name.removeprefix(prefix), *rule.aliases)
+        match = next((candidate for candidate in candidates if candidate in stored), None)
+        if match is not None:
+            found[name] = match
+    return found
 
 
 def _model(family: str, keys: Any, vocab_size: int | None, key: str, pretrained: str | None) -> Model:

@@ -13,6 +13,7 @@ from jaxllm.families.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec
 from jaxllm.families.weights import WeightRule
 
 ARCHITECTURE = "GPT2LMHeadModel"
+BASE_PREFIX = "transformer."
 MAX_POSITIONS_KEY = "n_positions"
 
 

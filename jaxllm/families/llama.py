@@ -14,6 +14,7 @@ from jaxllm.families.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec, Ro
 from jaxllm.families.weights import WeightRule
 
 ARCHITECTURE = "LlamaForCausalLM"
+BASE_PREFIX = "model."
 MAX_POSITIONS_KEY = "max_position_embeddings"
 
 
