@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _WORDS_PER_COUNTER = 4
+# Elements computed at once: the float64 intermediates of a whole embedding would be several times its size.
+_CHUNK = 1 << 20
+_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,25 @@ def _normal(seed: int, name: str, start: int, stop: int, std: float) -> NDArray[
     """Elements [start, stop) of the parameter's flat stream."""
     from scipy.special import ndtri
 
-    first = start // _WORDS_PER_COUNTER
-    generator = np.random.Philox(key=_key(seed, name), counter=first)
-    words = generator.random_raw(stop - first * _WORDS_PER_COUNTER)[start - first * _WORDS_PER_COUNTER :]
-    uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    return np.asarray(ndtri(uniform) * std, dtype=np.float32)
+    values = np.empty(stop - start, np.float32)
+    key = _key(seed, name)
+
+    def fill(begin: int) -> None:
+        end = min(begin + _CHUNK, stop)
+        first = begin // _WORDS_PER_COUNTER
+        generator = np.random.Philox(key=key, counter=first)
+        words = generator.random_raw(end - first * _WORDS_PER_COUNTER)[begin - first * _WORDS_PER_COUNTER :]
+        uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+        values[begin - start : end - start] = ndtri(uniform) * std
+
+    chunks = range(start, stop, _CHUNK)
+    if len(chunks) < 2:
+        for begin in chunks:
+            fill(begin)
+    else:
+        with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1, len(chunks))) as pool:
+            list(pool.map(fill, chunks))
+    return values
 
 
 def initial_values(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxllm.config.schema import ModelConfig
-from jaxllm.families import flatten, resolve_model
+from jaxllm.families import flatten, initialization, resolve_model
 from jaxllm.families.initialization import Initializer, initial_values
 from tests.unit.families.cases import CASES
 
@@ -33,6 +33,15 @@ def test_a_slice_is_the_slice_of_the_whole(data: st.DataObject, shape: tuple[int
     assert part.dtype == whole.dtype == np.float32
     assert part.shape == whole[tuple(index)].shape
     assert part.tobytes() == whole[tuple(index)].tobytes()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 1000])
+def test_how_much_is_computed_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    whole = initial_values(NORMAL, 0, "a", (50, 7))
+    part = initial_values(NORMAL, 0, "a", (50, 7), (slice(3, 31), slice(1, 6)))
+    monkeypatch.setattr(initialization, "_CHUNK", chunk)
+    assert np.array_equal(initial_values(NORMAL, 0, "a", (50, 7)), whole)
+    assert np.array_equal(initial_values(NORMAL, 0, "a", (50, 7), (slice(3, 31), slice(1, 6))), part)
 
 
 def test_open_slices() -> None:
