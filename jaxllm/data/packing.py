@@ -7,6 +7,7 @@
     positions of row 0     0 1 2 3 4 0
 
 R rows, W tokens per row (sequence_length and, for objectives that predict the next token, one more), D documents.
+P pieces of documents, T tokens of all rows without padding.
 """
 
 from __future__ import annotations
@@ -55,22 +56,27 @@ class Packing(ABC):
     def rows(self, indices_R: Indices) -> Rows:
         """These rows, in this order."""
 
-    def _gather(self, row_P: Indices, column_P: Indices, source_P: Indices, length_P: Indices, rows: int) -> Rows:
-        """Copy P pieces of documents to their places: tokens [source, source + length) to row `row` from `column` on.
+    def _gather(self, row_P: Indices, source_P: Indices, length_P: Indices, rows: int) -> Rows:
+        """Copy P pieces of documents, tokens [source, source + length), into the rows `row`, one after the other.
 
-        The pieces lie in the order of their places, and those of one row follow each other without a gap from column 0.
+        The pieces are in the order of their rows; every row has at least one.
         """
-        piece_T = np.repeat(np.arange(row_P.size), length_P)
-        position_T = np.arange(piece_T.size) - (np.cumsum(length_P) - length_P)[piece_T]
-        place_T = (row_P * self._width + column_P)[piece_T] + position_T
-        first_P = np.searchsorted(row_P, row_P, side="left")  # the first piece of the piece's row
-        segment_P = np.arange(row_P.size) - first_P + 1
-        shape = (rows, self._width)
-        tokens, segments, positions = (np.zeros(rows * self._width, np.int32) for _ in range(3))
-        tokens[place_T] = self._tokens[source_P[piece_T] + position_T]
-        segments[place_T] = segment_P[piece_T]
-        positions[place_T] = position_T
-        return Rows(tokens.reshape(shape), segments.reshape(shape), positions.reshape(shape))
+        pieces_R = np.bincount(row_P, minlength=rows)
+        segment_P = np.arange(row_P.size) - np.repeat(np.cumsum(pieces_R) - pieces_R, pieces_R) + 1
+        start_P = np.cumsum(length_P) - length_P
+        place_T = np.arange(int(length_P.sum()))
+        tokens_T = self._tokens[place_T + np.repeat(source_P - start_P, length_P)]
+        positions_T = place_T - np.repeat(start_P, length_P)
+        lengths_R = np.bincount(row_P, weights=length_P, minlength=rows).astype(np.int64)
+        return Rows(*(self._rectangle(values, lengths_R) for values in (tokens_T, np.repeat(segment_P, length_P), positions_T)))
+
+    def _rectangle(self, values_T: NDArray[np.integer], lengths_R: Indices) -> NDArray[np.int32]:
+        """Rows of these lengths, laid end to end, as an array with zeros after each."""
+        if values_T.size == lengths_R.size * self._width:
+            return values_T.astype(np.int32).reshape(lengths_R.size, self._width)
+        values_RW = np.zeros((lengths_R.size, self._width), np.int32)
+        values_RW[np.arange(self._width) < lengths_R[:, None]] = values_T
+        return values_RW
 
 
 class ConcatenatedPacking(Packing):
@@ -104,7 +110,7 @@ class ConcatenatedPacking(Packing):
         begin_P = np.maximum(self._stream_D[document_P], begin_R[row_P])
         end_P = np.minimum(self._stream_D[document_P + 1], end_R[row_P])
         source_P = self._starts_D[document_P] + begin_P - self._stream_D[document_P]
-        return self._gather(row_P, begin_P - begin_R[row_P], source_P, end_P - begin_P, indices_R.size)
+        return self._gather(row_P, source_P, end_P - begin_P, indices_R.size)
 
 
 class SingleDocumentPacking(Packing):
@@ -121,10 +127,8 @@ class SingleDocumentPacking(Packing):
         return int(self._starts_D.size)
 
     def rows(self, indices_R: Indices) -> Rows:
-        count = indices_R.size
-        return self._gather(
-            np.arange(count), np.zeros(count, np.int64), self._starts_D[indices_R], self._lengths_D[indices_R], count
-        )
+        rows = indices_R.size
+        return self._gather(np.arange(rows), self._starts_D[indices_R], self._lengths_D[indices_R], rows)
 
 
 def create_packing(split: PreparedSplit, config: DataConfig, overlap: int, seed: int) -> Packing:
