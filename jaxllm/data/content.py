@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -88,10 +89,15 @@ def _hub_digest(source: HuggingFaceSource) -> str:
     if not source.streaming:
         # Made by `datasets` from the builder, its settings and the etags of its files; known offline once downloaded.
         return str(load_huggingface(source)._fingerprint)  # noqa: SLF001 - `datasets` shows it nowhere else
+    if source.revision is not None and re.fullmatch(r"[0-9a-f]{40}", source.revision):
+        return source.revision  # a commit: nothing to ask the hub for, which may be out of reach
     from huggingface_hub import HfApi
 
     try:
         return str(HfApi().dataset_info(source.name, revision=source.revision).sha)
     except Exception as error:  # noqa: BLE001 - network, permission, name: the hub says which
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"cannot find the revision of the dataset {source.name} on the hub: {reason}") from None
+        raise DataError(
+            f"cannot find the revision of the dataset {source.name} on the hub: {reason}; where the hub is out of reach, give "
+            "the commit itself as revision"
+        ) from None

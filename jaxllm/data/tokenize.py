@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,9 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-_BATCH = 1000  # documents handed to the tokenizer at once
+# Handed to the tokenizer at once: enough to keep its threads busy, little enough for any machine's memory.
+_BATCH = 1000
+_BATCH_BYTES = 1 << 24
 
 
 def build(folder: Path, config: RunConfig, progress: bool) -> dict[str, Any]:
@@ -140,7 +141,7 @@ class _Corpus:
             encoded = texts.with_format("arrow").map(
                 encode.in_worker() if workers > 1 else encode,
                 batched=True,
-                batch_size=_BATCH,
+                batch_size=max(1, min(_BATCH, _BATCH_BYTES * len(texts) // max(1, texts.data.nbytes))),
                 remove_columns=["text"],
                 num_proc=workers if workers > 1 else None,
                 cache_file_name=str(self._scratch / f"{name}-tokens.arrow"),
@@ -174,8 +175,8 @@ class _Corpus:
         import pyarrow as pa
         from datasets.utils import tqdm
 
-        documents = iter(tqdm(read_documents(source, self._skipped), desc="Reading", unit=" documents"))
-        while texts := [document.text for document in islice(documents, _BATCH)]:
+        documents = tqdm(read_documents(source, self._skipped), desc="Reading", unit=" documents")
+        for texts in _batched(document.text for document in documents):
             yield pa.table({"text": pa.array(texts, pa.large_string())})
 
 
@@ -208,6 +209,19 @@ class _Encode:
         flat = np.concatenate([np.array(tokens, dtype) for tokens in encoded])
         lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat))
         return pa.table({"tokens": lists, "bytes": pc.binary_length(table.column("text")).cast(pa.int64())})
+
+
+def _batched(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if len(batch) == _BATCH or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 @contextmanager

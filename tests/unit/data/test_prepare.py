@@ -20,6 +20,7 @@ import pytest
 
 from jaxllm.config.schema import RunConfig
 from jaxllm.data import prepare as module
+from jaxllm.data import tokenize
 from jaxllm.data.content import FileDigests
 from jaxllm.data.prepare import PreparedData, PreparedSplit, prepare
 from jaxllm.data.split import split_documents
@@ -248,6 +249,7 @@ import sys, time
 from pathlib import Path
 from jaxllm.config.schema import RunConfig
 from jaxllm.data import prepare as module
+from jaxllm.data import tokenize
 real = module._build_into
 def counting(folder, config, progress):
     print("built")
@@ -346,3 +348,36 @@ def test_preparing_loads_no_framework(make_config: MakeConfig, tmp_path: Path) -
         [sys.executable, "-c", script, str(tmp_path / "run.json")], check=False, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_full_disk(make_config: MakeConfig, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk."""
+    config = make_config(cache_dir=str(tmp_path / "cache"))
+    (tmp_path / "run.json").write_text(config.model_dump_json(by_alias=True))
+    script = """
+import resource, sys
+from pathlib import Path
+from jaxllm.config.schema import RunConfig
+from jaxllm.data.prepare import prepare
+from jaxllm.errors import DataError
+config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    prepare(config, progress=False)
+except DataError as error:
+    print(error)
+"""
+    for limit in (2_000, 14_000):  # full sooner, full later
+        command = [sys.executable, "-c", script, str(tmp_path / "run.json"), str(limit)]
+        run = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.startswith(f"cannot write prepared data below {tmp_path / 'cache'}: "), run.stdout
+        assert [path for path in (tmp_path / "cache" / "data").iterdir() if path.is_dir()] == []
+
+
+def test_batches_are_limited_in_documents_and_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenize, "_BATCH", 3)
+    monkeypatch.setattr(tokenize, "_BATCH_BYTES", 10)
+    texts = ["a", "b", "c", "d", "e" * 20, "f" * 9, "g", "h"]
+    assert list(tokenize._batched(texts)) == [["a", "b", "c"], ["d", "e" * 20], ["f" * 9, "g"], ["h"]]
+    assert list(tokenize._batched([])) == []

@@ -7,6 +7,8 @@ import gzip
 import json
 import lzma
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -249,3 +251,33 @@ def test_huggingface_errors(dataset_folder: str, streaming: bool, tmp_path: Path
     assert f"{dataset_folder}[0] has int in column 'n', not text" == message("huggingface", text_field="n", **keys)
     assert "cannot open the dataset" in message("huggingface", split="nosuch", **keys)
     assert "cannot open the dataset" in message("huggingface", name=str(tmp_path / "none"), streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hub_out_of_reach(tmp_path: Path, streaming: bool) -> None:
+    """In a process of its own, because the hub's libraries read at import whether they may use the network."""
+    script = """
+import sys
+from pathlib import Path
+from jaxllm.config.schema import HuggingFaceSource
+from jaxllm.data.content import FileDigests, source_digest
+from jaxllm.data.sources import SkipCount, read_documents
+from jaxllm.errors import DataError
+source = HuggingFaceSource(kind="huggingface", name="someone/nothing", streaming=sys.argv[1] == "True")
+for action in (lambda: list(read_documents(source, SkipCount())), lambda: source_digest(source, FileDigests(Path("none")))):
+    try:
+        action()
+    except DataError as error:
+        print(error)
+pinned = source.model_copy(update={"revision": "0123456789abcdef0123456789abcdef01234567", "streaming": True})
+print(source_digest(pinned, FileDigests(Path("none"))))
+"""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(streaming)], check=False, capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert run.returncode == 0, run.stderr
+    read_error, digest_error, pinned = run.stdout.splitlines()
+    assert read_error.startswith("cannot open the dataset someone/nothing (split train): ")
+    assert "someone/nothing" in digest_error
+    assert pinned == "0123456789abcdef0123456789abcdef01234567"
