@@ -42,7 +42,7 @@ def train(
     jaxllm train configs/quickstart.yaml --resume
     """
     from jaxllm.backend import create_backend, in_group, launch, wanted_processes
-    from jaxllm.config import load_run
+    from jaxllm.config import data_parallel, load_run, resolve_batch
     from jaxllm.errors import ConfigError
     from jaxllm.training import prepare, train
 
@@ -61,9 +61,12 @@ def train(
             report=_say if not worker else _ignore,
             progress=not worker and sys.stderr.isatty(),
         )
-        count = wanted_processes(config, processes)
-        if not worker and count > 1:
-            sys.exit(launch(config.backend, sys.argv[1:], count))
+        if not worker:
+            count = wanted_processes(config, processes)
+            if config.backend == "deepspeed":  # one process for each device, so that the layout is known already
+                resolve_batch(config, data_parallel(config.parallel, count))
+            if count > 1:
+                sys.exit(launch(config.backend, sys.argv[1:], count))
         train(plan, create_backend(config.backend), _resume_command(sys.argv[1:]))
     except ConfigError as error:
         raise loaded.place(error) from None

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,19 +40,30 @@ class AsyncWriter:
 
     def __init__(self) -> None:
         self._pending: ocp.AsyncResponse[None] | None = None
+        self._folder = Path()
+        # Orbax logs a failed write with its traceback, which `wait` raises as one sentence.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
 
     def save(self, folder: Path, trees: Mapping[str, Params], progress: Progress) -> None:
         """Start writing; returns when the arrays have been copied to host memory and may be donated (collective)."""
         self.wait()
+        self._folder = folder
         self._pending = ocp.save_async(
             (folder / STATE).resolve(), _nested(trees), custom_metadata={PROGRESS: progress.to_json()}
         )
 
     def wait(self) -> None:
-        """Return when the last save is on disk; raises what it failed with."""
+        """Return when the last save is on disk; CheckpointError with the reason when it failed."""
         pending, self._pending = self._pending, None
-        if pending is not None:
+        if pending is None:
+            return
+        try:
             pending.result()
+        except Exception as error:  # noqa: BLE001 - whatever a storage driver raises
+            reason = str(error).strip().splitlines()[-1]
+            raise CheckpointError(
+                f"cannot write {self._folder} ({reason}); free disk space or set output_dir elsewhere"
+            ) from error
 
 
 def read_progress(folder: Path) -> Progress:

@@ -83,7 +83,8 @@ class CheckpointStore:
 
     def abandon(self, step: int) -> None:
         """Remove what was written since `begin`."""
-        shutil.rmtree(self.saving(step), ignore_errors=True)
+        if self.saving(step).exists():
+            self._remove(self.saving(step))
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints here, oldest first, damaged ones included."""
@@ -120,7 +121,8 @@ class CheckpointStore:
                 self._remove(self.folder / f"step-{step:08d}")
 
     def _remove(self, folder: Path) -> None:
-        # Renamed first: a kill in the middle must not leave something that looks like a checkpoint.
+        # Renamed first: a kill in the middle must not leave something that looks like a checkpoint, nor may a writer that has
+        # not noticed yet go on writing into it.
         doomed = folder.with_name(f".removing-{folder.name}")
         shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)

@@ -69,13 +69,16 @@ def forward(engine: Engine, inputs: ModelInputs) -> torch.Tensor:
 
 def create_engine(run: Run, group: Group, plan: BatchPlan, training: bool) -> Engine:
     """The engine a run asks for, its weights not yet filled."""
-    if training and run.config.training.precision != "fp64":
-        return DeepSpeedEngine(run, group, plan)
-    if training and run.config.deepspeed.zero_stage > 0:
-        raise ConfigError(
-            "deepspeed.zero_stage",
-            f"{run.config.deepspeed.zero_stage} cannot be combined with precision fp64, which DeepSpeed lacks; set it to 0",
-        )
+    config = run.config.deepspeed
+    if run.config.training.precision != "fp64":
+        return DeepSpeedEngine(run, group, plan) if training else PlainEngine(run, group, training)
+    for key, value, wanted in (("zero_stage", config.zero_stage, 0), ("torch_compile", config.torch_compile, False)):
+        if training and value != wanted:
+            raise ConfigError(
+                f"deepspeed.{key}",
+                f"{str(value).lower()} cannot be combined with precision fp64, which runs in plain torch; "
+                f"set it to {str(wanted).lower()}",
+            )
     return PlainEngine(run, group, training)
 
 
@@ -153,7 +156,9 @@ class DeepSpeedEngine:
         with warnings.catch_warnings():
             # It imports parts of itself and of torch only now, which are deprecated by other parts of torch.
             warnings.simplefilter("ignore", DeprecationWarning)
-            self._engine = deepspeed.initialize(model=trained, optimizer=optimizer, config=settings, dist_init_required=False)[0]
+            self._engine = deepspeed.initialize(model=trained, optimizer=optimizer, config=settings, dist_init_required=False)[
+                0
+            ]
         if config.deepspeed.torch_compile:
             self._engine.compile()
         self._store = self._make_store(group)
@@ -164,6 +169,8 @@ class DeepSpeedEngine:
         if self._stage < 3:
             yield
             return
+        # transformers imports this with its models; inside zero.Init, which replaces tensor constructors, it fails to import.
+        import torch._dynamo
         from deepspeed.runtime.zero.partition_parameters import DeepSpeedTensorOverride
 
         # By default every new tensor is also cast to the parameters' dtype, which would round the rotary frequencies to bf16.

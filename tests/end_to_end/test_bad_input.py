@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from typing import Any
@@ -13,8 +12,11 @@ from jaxllm.state.store import CheckpointStore
 from tests.end_to_end.runs import Site, environment
 
 
-def _refused(site: Site, *arguments: object, **options: Any) -> str:
-    done = site.run(*arguments, check=False, **options)
+def _refused(site: Site, *arguments: object) -> str:
+    return _one_sentence(site.run(*arguments, check=False))
+
+
+def _one_sentence(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 1, (done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
     lines = done.stderr.strip().splitlines()
@@ -22,15 +24,20 @@ def _refused(site: Site, *arguments: object, **options: Any) -> str:
     return lines[0]
 
 
+def _run_after(site: Site, preparation: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`jaxllm ARGUMENTS` in a process that has first run a line of Python."""
+    program = f"import sys\n{preparation}\nfrom jaxllm.cli.main import main\nmain(sys.argv[1:])"
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, cwd=site.folder, env=environment(), capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"training": {"global_batc": 8}}, ["training.global_batc", "global_batch"]),
-        ({"training": {"steps": "many"}}, ["training.steps", "many", "integer"]),
+        ({"training": {"steps": "many"}}, ["training.steps", "many", "whole number"]),
         ({"training": {"global_batch": 6}}, ["micro_batch", "6", "4"]),
-        ({"parallel": {"data": 4}}, ["parallel", "4", "1 device"]),
         ({"data": {"sequence_length": 4096}}, ["data.sequence_length", "4096", "2048"]),
-        ({"data": {"source": {"kind": "text", "files": "nowhere/*.txt"}}}, ["nowhere/*.txt"]),
         ({"model": {"family": "lama"}}, ["model.family", "lama", "llama"]),
         ({"model": {"family": "llama", "vocab_size": 300}}, ["vocab_size", "300", "384"]),
         ({"model": {"family": "llama", "hiden_size": 32}}, ["model.hiden_size", "hidden_size"]),
@@ -47,6 +54,25 @@ def test_a_run_that_cannot_be(site: Site, backend: str, changes: dict[str, Any],
     assert not site.path("bad").exists()
 
 
+def test_a_mesh_that_does_not_fit(site: Site) -> None:
+    config = site.write("bad", parallel={"data": 4})
+    message = _refused(site, "train", config)
+    assert "parallel" in message
+    assert "needs 4 devices" in message
+    message = _refused(site, "train", config, "--backend", "deepspeed")
+    assert "training.micro_batch" in message
+    assert "over 4 data-parallel devices" in message
+    message = _refused(site, "train", config, "--backend", "deepspeed", "--processes", 2)
+    assert "needs 4 devices, but there are 2" in message
+    assert not site.path("bad").exists()
+
+
+def test_a_pattern_without_a_file_is_named(site: Site) -> None:
+    config = site.write("bad", data={"source": {"kind": "text", "files": "nowhere/*.txt"}})
+    assert "the pattern nowhere/*.txt matches no file" in _refused(site, "train", config)
+    assert not site.path("bad").exists()
+
+
 def test_a_broken_line_is_named(site: Site) -> None:
     lines = ['{"text": "one two three"}'] * 6
     lines[3] = '{"text": "one'
@@ -58,12 +84,12 @@ def test_a_broken_line_is_named(site: Site) -> None:
 
 
 def test_a_run_folder_is_not_overwritten_unasked(site: Site) -> None:
-    config = site.write("twice", training={"steps": 2})
+    config = site.write("twice", training={"steps": 2}, schedule={"warmup_steps": 0})
     site.run("train", config)
     before = (site.path("twice") / "metrics.jsonl").read_text()
     assert "already holds a run" in _refused(site, "train", config)
     assert (site.path("twice") / "metrics.jsonl").read_text() == before
-    site.run("train", config, "--overwrite", "--set", "training.steps=3", "--set", "schedule.warmup_steps=0")
+    site.run("train", config, "--overwrite", "--set", "training.steps=3")
     assert max(site.losses("twice")) == 3
 
 
@@ -88,12 +114,10 @@ def test_a_full_disk_while_saving_keeps_the_checkpoints_there_are(site: Site, ba
     store = CheckpointStore(site.path("full") / "checkpoints")
     assert store.steps() == [2, 4]
 
-    def limit() -> None:  # the kernel refuses to let any file grow beyond this, as a full disk would
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    message = _refused(
-        site, "train", config, "--backend", backend, "--resume", "--allow-changed", "training.steps", preexec_fn=limit
-    )
+    # The kernel refuses to let any file grow beyond this, as a full disk would.
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
+    arguments = ("--backend", backend, "--resume", "--allow-changed", "training.steps")
+    message = _one_sentence(_run_after(site, limit, "train", config, *arguments))
     assert "checkpoints" in message
     assert store.steps() == [2, 4]
     store.open(4)
@@ -102,17 +126,7 @@ def test_a_full_disk_while_saving_keeps_the_checkpoints_there_are(site: Site, ba
 
 def test_without_the_extra_one_line_says_what_to_install(site: Site) -> None:
     config = site.write("bare")
-    program = "import sys; sys.modules['deepspeed'] = None\nfrom jaxllm.cli.main import main\nmain(sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-c", program, "train", str(config), "--backend", "deepspeed"],
-        cwd=site.folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
+    done = _run_after(site, "sys.modules['deepspeed'] = None", "train", config, "--backend", "deepspeed")
+    assert _one_sentence(done) == (
         "error: --backend deepspeed needs the package 'deepspeed'; install it with: pip install 'jaxllm[deepspeed]'"
     )
-    assert "Traceback" not in done.stderr
