@@ -120,10 +120,9 @@ def train_line(record: TrainRecord, total_steps: int) -> str:
         f"lr {record.learning_rate:.2e}",
         f"gradient norm {record.gradient_norm:8.3f}",
     ]
-    if record.tokens_per_second is not None:
-        fields.append(f"{show.count(record.tokens_per_second):>6} tokens/s")
-    if record.model_tflops is not None:
-        fields.append(f"{record.model_tflops:7.3g} TFLOP/s")
+    # The first report has no rates yet; its columns stay.
+    fields.append(f"{'-' if record.tokens_per_second is None else show.count(record.tokens_per_second):>6} tokens/s")
+    fields.append(f"{'-' if record.model_tflops is None else format(record.model_tflops, '.3g'):>7} TFLOP/s")
     if record.mfu is not None:
         fields.append(f"MFU {record.mfu:5.1%}")
     if record.memory_bytes is not None:
