@@ -11,4 +11,4 @@ def weighted_loss(logits_BSV: torch.Tensor, targets_BS: torch.Tensor, weights_BS
     logits = logits_BSV.flatten(0, 1)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = cross_entropy(logits, targets_BS.flatten(), reduction="none")
-    return (losses * weights_BS.flatten().to(losses.dtype)).sum()
+    return (losses * weights_BS.to(losses.dtype).flatten()).sum()

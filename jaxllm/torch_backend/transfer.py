@@ -97,8 +97,8 @@ def read_flat(reader: TensorReader, name: str, start: int, stop: int) -> torch.T
 
 
 def _step_count(updates: int) -> torch.Tensor:
-    """What torch's AdamW keeps as `step`: float32 on the host, exact up to 2**24 updates."""
-    return torch.tensor(float(updates), dtype=torch.get_default_dtype())
+    """What torch's AdamW keeps as `step`, on the host; in float64, since float32 stops counting at 2**24."""
+    return torch.tensor(float(updates), dtype=torch.float64)
 
 
 class ReplicatedStore:

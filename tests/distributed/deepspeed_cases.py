@@ -200,7 +200,7 @@ class Reference:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
-        return float(loss), norm
+        return float(loss.detach()), norm
 
     def weights(self) -> dict[str, NDArray[Any]]:
         return {name: parameter.detach().numpy().copy() for name, parameter in self.named.items()}

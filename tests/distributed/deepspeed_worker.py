@@ -1,7 +1,7 @@
 """What one process of a DeepSpeed test does: every check of one world size in one go, since starting up takes seconds.
 
-Run: python deepspeed_worker.py FOLDER, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.  Rank 0 leaves its findings as
-FOLDER/world<N>.pt-free files: results.json and arrays.npz; the tests read and judge them.
+Run: python deepspeed_worker.py FOLDER, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.  Rank 0 leaves its findings in
+FOLDER as worldN.json and worldN.npz; the tests read and judge them.
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from deepspeed_cases import make_batch, make_hyper, make_run, materialise, random_state  # noqa: E402
-
-from jaxllm.run import Run  # noqa: E402
-from jaxllm.state.portable import write_state  # noqa: E402
-from jaxllm.state.training_state import Progress, TrainingState  # noqa: E402
-from jaxllm.torch_backend import DeepSpeedBackend  # noqa: E402
-from jaxllm.torch_backend import step as step_module  # noqa: E402
+from jaxllm.run import Run
+from jaxllm.state.portable import write_state
+from jaxllm.state.training_state import Progress, TrainingState
+from jaxllm.torch_backend import DeepSpeedBackend
+from jaxllm.torch_backend import step as step_module
+from tests.distributed.deepspeed_cases import make_batch, make_hyper, make_run, materialise, random_state
 
 STAGES = (0, 1, 2, 3)
 

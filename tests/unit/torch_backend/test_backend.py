@@ -1,0 +1,169 @@
+"""What the backend refuses, and what it generates for DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jaxllm.backend import create_backend
+from jaxllm.config.batch import resolve_batch
+from jaxllm.errors import BackendError, ConfigError
+from jaxllm.families import flatten
+from jaxllm.state.training_state import Progress
+from jaxllm.torch_backend.backend import check_parallel
+from jaxllm.torch_backend.deepspeed_config import deepspeed_config
+from jaxllm.torch_backend.model import build_model
+from jaxllm.torch_backend.optimizer import ClippedAdamW, parameter_groups
+from jaxllm.torch_backend.step import split
+from jaxllm.torch_backend.weights import InitialWeights
+from tests.distributed.deepspeed_cases import make_batch, make_hyper, make_run, materialise
+
+GOLDEN = Path(__file__).parent / "deepspeed_configs.json"
+
+
+def _generated() -> dict[str, Any]:
+    made = {}
+    for stage in (0, 1, 2, 3):
+        for precision in ("fp32", "bf16"):
+            config = make_run(precision=precision, zero_stage=stage).config
+            made[f"{precision} zero{stage}"] = deepspeed_config(config, resolve_batch(config, 2))
+    return made
+
+
+def test_generated_configs_are_the_golden_ones() -> None:
+    """To accept a change: python -m tests.unit.torch_backend.test_backend."""
+    assert _generated() == json.loads(GOLDEN.read_text())
+
+
+def test_nothing_is_left_to_deepspeed() -> None:
+    text = json.dumps(_generated())
+    assert '"auto"' not in text
+    assert "null" not in text
+
+
+def test_no_clipping_is_said_to_deepspeed_too() -> None:
+    config = make_run(clip_norm=None, zero_stage=2).config
+    assert deepspeed_config(config, resolve_batch(config, 1))["gradient_clipping"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("parallel", "stage", "world", "key", "words"),
+    [
+        ({"tensor": 2}, 0, 2, "parallel.tensor", "set it to 1"),
+        ({"context": 2}, 0, 2, "parallel.context", "set it to 1"),
+        ({"expert": 4}, 0, 4, "parallel.expert", "set it to 1"),
+        ({"fsdp": 2}, 0, 2, "deepspeed.zero_stage", "set zero_stage to 1, 2 or 3"),
+        ({"data": 2}, 0, 4, "parallel.data", "--processes 2"),
+        ({"data": 4}, 0, 2, "parallel", "4 devices"),
+        ({"fsdp": 4}, 3, 2, "parallel.data", "not a multiple of 4"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused(parallel: dict[str, int], stage: int, world: int, key: str, words: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_parallel(make_run(parallel=parallel, zero_stage=stage).config, world)
+    assert refused.value.key == key
+    assert words in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("parallel", "stage", "world"), [({}, 0, 3), ({"data": 2}, 0, 2), ({"fsdp": 2}, 1, 4), ({"data": 2, "fsdp": 2}, 3, 4)]
+)
+def test_a_mesh_that_can_be_is_accepted(parallel: dict[str, int], stage: int, world: int) -> None:
+    check_parallel(make_run(parallel=parallel, zero_stage=stage).config, world)
+
+
+def test_fp64_refuses_zero() -> None:
+    backend = create_backend("deepspeed")
+    with pytest.raises(ConfigError) as refused:
+        backend.start(make_run(precision="fp64", zero_stage=2), None)
+    assert refused.value.key == "deepspeed.zero_stage"
+
+
+def test_fp64_refuses_torch_compile() -> None:
+    backend = create_backend("deepspeed")
+    with pytest.raises(ConfigError) as refused:
+        backend.start(make_run(precision="fp64", torch_compile=True), None)
+    assert refused.value.key == "deepspeed.torch_compile"
+
+
+def test_a_decoder_refuses_more_than_it_was_made_for() -> None:
+    backend = create_backend("deepspeed")
+    backend.start(make_run(), None, training=False)
+    decoder = backend.decoder(3)
+    decoder.prefill([1, 2])
+    decoder.decode(3)
+    with pytest.raises(BackendError, match="given token 4"):
+        decoder.decode(4)
+    backend.close()
+
+
+def test_without_training_the_masters_are_exported_as_they_came() -> None:
+    """A bf16 model holds rounded weights; what is exported from it must not be rounded."""
+    run = make_run(precision="bf16")
+    backend = create_backend("deepspeed")
+    backend.start(run, None, training=False)
+    exported = backend.export(Progress())
+    for name, values in materialise(InitialWeights(run.model, run.config.seed)).items():
+        np.testing.assert_array_equal(exported.params.read(name), values)
+    assert exported.exp_avg is None
+    backend.close()
+
+
+def test_moments_do_not_exist_before_the_first_update() -> None:
+    backend = create_backend("deepspeed")
+    backend.start(make_run(), None)
+    assert backend.export(Progress(step=2, updates=0)).exp_avg is None
+    backend.step(make_batch(0), make_hyper(0))
+    moments = backend.export(Progress(step=3, updates=1)).exp_avg
+    assert moments is not None
+    assert any(np.abs(moments.read(name)).max() > 0 for name in moments.names())
+    backend.close()
+
+
+def test_an_exported_tensor_is_not_a_view_of_the_model() -> None:
+    backend = create_backend("deepspeed")
+    backend.start(make_run(), None)
+    values = backend.export(Progress()).params.read("model.norm.weight")
+    backend.step(make_batch(0), make_hyper(0))
+    np.testing.assert_array_equal(values, np.ones_like(values))
+    backend.close()
+
+
+def test_matrices_and_embeddings_decay_and_nothing_else_does() -> None:
+    run = make_run("gpt2")
+    named = dict(build_model(run.model, "sdpa", torch.float32, torch.device("cpu")).named_parameters())
+    decaying, rest = parameter_groups(named, run.model.rules, run.config.optimizer)
+    assert (decaying["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+    assert {p.ndim for p in decaying["params"]} == {2}
+    assert {p.ndim for p in rest["params"]} == {1}
+    assert len(decaying["params"]) + len(rest["params"]) == len(list(flatten(run.model.rules)))
+
+
+def test_clipping_is_the_contracts_formula() -> None:
+    config = make_run(clip_norm=0.5).config.optimizer
+    parameter = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    optimizer = ClippedAdamW([{"params": [parameter], "weight_decay": 0.0}], config)
+    parameter.grad = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    optimizer.step()
+    norm = 5.0
+    assert float(optimizer._global_grad_norm) == norm
+    factor = 0.5 / (norm + 1e-6)
+    torch.testing.assert_close(
+        optimizer.state[parameter]["exp_avg"], 0.1 * factor * torch.tensor([3.0, 4.0], dtype=torch.float64), rtol=1e-14, atol=0
+    )
+
+
+def test_micro_batches_are_the_rows_in_order() -> None:
+    batch = make_batch(0)
+    parts = list(split(batch, 3))
+    assert [part.rows for part in parts] == [3, 3, 2]
+    np.testing.assert_array_equal(np.concatenate([part.inputs for part in parts]), batch.inputs)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(_generated(), indent=2) + "\n")
