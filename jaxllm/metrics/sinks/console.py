@@ -28,6 +28,7 @@ class ConsoleSink:
         self._step = 0
         self._begun = time.monotonic()
         self._losses: list[float] = []
+        self._curve = ""
         self._train: TrainRecord | None = None
         self._validation: ValidationRecord | None = None
         self._live: Live | None = None
@@ -41,8 +42,10 @@ class ConsoleSink:
 
     def train(self, record: TrainRecord) -> None:
         self._step, self._train = record.step, record
-        self._losses.append(record.loss)
-        if self._live is None:
+        if self._live is not None:
+            self._losses.append(record.loss)
+            self._curve = show.sparkline(self._losses, _SPARKLINE_WIDTH)
+        else:
             self._line(train_line(record, self._total_steps))
 
     def validation(self, record: ValidationRecord) -> None:
@@ -107,8 +110,7 @@ class ConsoleSink:
         for start in range(0, len(shown), columns):
             row = shown[start : start + columns]
             grid.add_row(*(cell for label, value in row for cell in (label, Text(value, style="bold"))))
-        curve = Text(show.sparkline(self._losses, _SPARKLINE_WIDTH), style="green")
-        return Group(grid, Text.assemble(("loss so far  ", "dim"), curve))
+        return Group(grid, Text.assemble(("loss so far  ", "dim"), (self._curve, "green")))
 
 
 def train_line(record: TrainRecord, total_steps: int) -> str:
