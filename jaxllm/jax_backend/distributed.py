@@ -45,6 +45,8 @@ def join() -> bool:
         return False
     if not jax.distributed.is_initialized():
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        # It would take SIGTERM away from the training loop, which finishes the step and saves.
+        jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(rendezvous.coordinator, rendezvous.count, rendezvous.index)
     return True
 

@@ -7,7 +7,8 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -16,8 +17,10 @@ from tests.end_to_end.runs import Site, command, environment
 from tests.end_to_end.test_resume import assert_same_bits
 
 
-def _start(site: Site, *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextmanager
+def _started(site: Site, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """`jaxllm ARGUMENTS` in a process group of its own, of which nothing is left afterwards."""
+    process = subprocess.Popen(
         command(arguments),
         cwd=site.folder,
         env=environment(),
@@ -26,6 +29,12 @@ def _start(site: Site, *arguments: object) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+    with process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _wait_for_step(site: Site, name: str, step: int, process: subprocess.Popen[str]) -> None:
@@ -52,10 +61,10 @@ def test_a_signal_finishes_the_step_saves_and_exits_with_the_resume_command(
 ) -> None:
     # Long enough that the signal always comes in the middle.
     config = site.write("stopped", training={"steps": 100_000}, evaluation={"every": None}, checkpoint={"every": None})
-    process = _start(site, "train", config, "--backend", backend, *arguments)
-    _wait_for_step(site, "stopped", 3, process)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
+    with _started(site, "train", config, "--backend", backend, *arguments) as process:
+        _wait_for_step(site, "stopped", 3, process)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     saved = CheckpointStore(site.path("stopped") / "checkpoints").steps()
     assert len(saved) == 1
@@ -75,12 +84,12 @@ def test_kill_9_at_random_moments_loses_at_most_what_was_not_saved(
     store = CheckpointStore(site.path(name) / "checkpoints")
     for kill in range(3):
         before = store.steps()
-        process = _start(site, "train", config, "--backend", backend, *(["--resume"] if kill else []))
-        # At any point after the first step of this attempt: in a step, while writing, while renaming.
-        _wait_for_step(site, name, 2 + 3 * kill, process)
-        time.sleep(moments.uniform(0.0, 0.1))
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate(timeout=60)
+        with _started(site, "train", config, "--backend", backend, *(["--resume"] if kill else [])) as process:
+            # At any point after the first step of this attempt: in a step, while writing, while renaming.
+            _wait_for_step(site, name, 2 + 3 * kill, process)
+            time.sleep(moments.uniform(0.0, 0.1))
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL, output
         assert store.steps()[-1:] >= before[-1:]
     done = site.run("train", config, "--backend", backend, "--resume")
