@@ -1,11 +1,13 @@
 """Settings of the whole test session.
 
 JAX sees eight virtual CPU devices, so that any mesh can be tried (a test of one device uses the first), and has float64
-switched on, so that code which forgets to name a dtype is found out.
+switched on, so that code which forgets to name a dtype is found out.  LLVM does not optimise in this process: tests compare
+numbers and compile much more than they compute.  Processes that tests start are as a user's are.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import jax
@@ -14,11 +16,15 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+jax.devices()  # starts JAX, so that no test's run file changes the number of devices of the others
+del os.environ["XLA_FLAGS"]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiled programs of the session stay out of the user's own cache."""
+    """Programs compiled twice in a session come from a cache, which is not the user's own."""
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
     yield
     jax.config.update("jax_compilation_cache_dir", None)

@@ -13,9 +13,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
-from jaxllm.backend import Decoder, EvaluationResult, Hyper, Shard, StepResult
+from jaxllm.backend import Decoder, EvaluationResult, Hyper, StepResult
 from jaxllm.config.batch import BatchPlan, resolve_batch
-from jaxllm.data.batch import Batch
+from jaxllm.data.batch import Batch, Shard
 from jaxllm.errors import BackendError
 from jaxllm.jax_backend import checkpoint, distributed
 from jaxllm.jax_backend.feed import BatchFeed
@@ -42,7 +42,7 @@ class _Started:
     shardings: dict[str, NamedSharding]
     feed: BatchFeed
     params: Params
-    moments: Moments | None
+    moments: Moments[jax.Array] | None
     train_step: TrainStep
     evaluation_step: EvaluationStep
     steps_taken: int
@@ -87,7 +87,7 @@ class JaxBackend:
         params = load_params(_initial_reader(run, state), rules, shardings, master)
         decays = {path: rule.decays for rule in rules for path in rule.paths}
         optimizer = adamw(config.optimizer, decays)
-        moments: Moments | None = None
+        moments: Moments[jax.Array] | None = None
         if training and state is not None and state.exp_avg is not None and state.exp_avg_sq is not None:
             exp_avg = load_params(state.exp_avg, rules, shardings, master)
             moments = Moments(exp_avg, load_params(state.exp_avg_sq, rules, shardings, master))
@@ -125,7 +125,8 @@ class JaxBackend:
         sums = [started.evaluation_step(started.params, started.feed(batch)) for batch in batches]
         values = jax.device_get(sums)
         return EvaluationResult(
-            loss_sum=float(sum(float(loss) for loss, _ in values)), target_tokens=float(sum(float(tokens) for _, tokens in values))
+            loss_sum=float(sum(float(loss) for loss, _ in values)),
+            target_tokens=float(sum(float(tokens) for _, tokens in values)),
         )
 
     def decoder(self, max_length: int) -> Decoder:
@@ -158,6 +159,7 @@ class JaxBackend:
         started = self._started
         progress = checkpoint.read_progress(folder)
         names = list(self._trees())
+        checkpoint.check(folder, names, {path: leaf.shape for path, leaf in started.network.shapes.items()})
         # The old arrays go first: two copies of the state need not fit.
         for leaf in jax.tree.leaves((started.params, started.moments)):
             leaf.delete()
@@ -223,5 +225,3 @@ def _initial_reader(run: Run, state: TrainingState | None) -> TensorReader:
     if run.model.pretrained is not None:
         return SafetensorsReader(Path(run.model.pretrained))
     return InitialWeights(run.model.rules, run.config.seed)
-
-

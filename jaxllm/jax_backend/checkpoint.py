@@ -1,6 +1,6 @@
 """Sharded checkpoints with Orbax: written asynchronously, restored onto any mesh.
 
-    FOLDER/jax_state/   {"params": ..., "exp_avg": ..., "exp_avg_sq": ...}, nested as the Flax paths are
+FOLDER/jax_state/   {"params": ..., "exp_avg": ..., "exp_avg_sq": ...}, nested as the Flax paths are
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 from jax.sharding import NamedSharding
 from orbax.checkpoint import v1 as ocp
 
 from jaxllm.errors import CheckpointError
 from jaxllm.families import Model, WeightRule, flatten
-from jaxllm.jax_backend.network import Params
+from jaxllm.jax_backend.network import Params, flatten_paths, nest
 from jaxllm.state import Progress, TrainingState
 from jaxllm.state.training_state import Array
 
@@ -28,11 +27,11 @@ Trees = Mapping[str, Mapping[str, Any]]
 
 
 def _nested(trees: Trees) -> dict[str, Any]:
-    return {name: traverse_util.unflatten_dict(dict(tree), sep=".") for name, tree in trees.items()}
+    return {name: nest(tree) for name, tree in trees.items()}
 
 
 def _flat(trees: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    return {name: dict(traverse_util.flatten_dict(tree, sep=".")) for name, tree in trees.items()}
+    return {name: flatten_paths(tree) for name, tree in trees.items()}
 
 
 class AsyncWriter:
@@ -59,7 +58,7 @@ class AsyncWriter:
             return
         try:
             pending.result()
-        except Exception as error:  # noqa: BLE001 - whatever a storage driver raises
+        except Exception as error:  # whatever a storage driver raises
             reason = str(error).strip().splitlines()[-1]
             raise CheckpointError(
                 f"cannot write {self._folder} ({reason}); free disk space or set output_dir elsewhere"
@@ -74,15 +73,30 @@ def read_progress(folder: Path) -> Progress:
     return Progress.from_json(metadata[PROGRESS])
 
 
+def check(folder: Path, names: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Any]]:
+    """Metadata of every leaf by tree and Flax path, once it is sure that the checkpoint is one of this model.
+
+    names: trees that must be there.  Raises CheckpointError when it is none, damaged, or of another model.
+    """
+    saved = _flat(_open(folder).metadata)
+    for name in names:
+        if name not in saved:
+            raise CheckpointError(f"{folder / STATE} holds no {name}; use a checkpoint that a training run saved")
+        found = {path: tuple(leaf.shape) for path, leaf in saved[name].items()}
+        expected = {path: tuple(shape) for path, shape in shapes.items()}
+        differ = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
+        if differ:
+            listed = ", ".join(f"{path} ({found.get(path)} saved, {expected.get(path)} wanted)" for path in differ[:3])
+            raise CheckpointError(f"{folder / STATE} belongs to another model: {listed}; use the model it was made with")
+    return saved
+
+
 def restore(
     folder: Path, names: Sequence[str], shardings: Mapping[str, NamedSharding], shapes: Mapping[str, Any]
 ) -> dict[str, Params]:
     """The trees `names` of a checkpoint with the given shardings, whatever mesh wrote them (collective)."""
-    _open(folder)
-    wanted = {
-        path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[path]) for path, shape in shapes.items()
-    }
-    return _flat(_load(folder, _nested({name: wanted for name in names})))
+    wanted = {path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[path]) for path, shape in shapes.items()}
+    return _flat(_load(folder, _nested(dict.fromkeys(names, wanted))))
 
 
 def _open(folder: Path) -> Any:
@@ -142,12 +156,7 @@ def read_training_state(folder: Path, model: Model) -> TrainingState:
 
     Raises CheckpointError when there is none, it is damaged, or it belongs to another model.
     """
-    saved = _flat(_open(folder).metadata)
-    expected = {path: rule.flax_shape for rule in model.rules for path in rule.paths}
-    found = {path: tuple(leaf.shape) for path, leaf in saved["params"].items()}
-    if found != expected:
-        names = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
-        raise CheckpointError(f"{folder / STATE} belongs to another model: {', '.join(names)} differ; use the model it was made with")
+    saved = check(folder, ["params"], {path: rule.flax_shape for rule in model.rules for path in rule.paths})
     dtypes = {path: np.dtype(leaf.dtype) for path, leaf in saved["params"].items()}
     trees = {name: SavedWeights(folder, name, model.rules, dtypes) for name in saved}
     return TrainingState(read_progress(folder), trees["params"], trees.get("exp_avg"), trees.get("exp_avg_sq"))

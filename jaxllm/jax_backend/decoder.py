@@ -32,12 +32,8 @@ class JaxDecoder:
         self._max_length = max_length
         self._length = 0
         cache_sharding = layout.sharding("layers", "batch", None, "kv_heads", None)
-        self._empty = jax.jit(
-            lambda: empty_cache(spec, runtime.policy, 1, max_length), out_shardings=KeyValue(cache_sharding, cache_sharding)
-        )
-        self._run = jax.jit(
-            self._forward, donate_argnums=(4,), out_shardings=(layout.whole, KeyValue(cache_sharding, cache_sharding))
-        )
+        self._empty = jax.jit(lambda: empty_cache(spec, runtime.policy, 1, max_length), out_shardings=cache_sharding)
+        self._run = jax.jit(self._forward, donate_argnums=(4,), out_shardings=(layout.whole, cache_sharding))
         self._cache: KeyValue | None = None
 
     def _forward(
@@ -72,7 +68,6 @@ class JaxDecoder:
         return logits
 
     def _advance(self, tokens: NDArray[np.int32], offset: int, last: int) -> NDArray[np.float32]:
-        assert self._cache is not None
         logits, self._cache = self._run(
             self._params, tokens, np.asarray(offset, np.int32), np.asarray(last, np.int32), self._cache
         )

@@ -5,13 +5,14 @@ Shape legend: R rows of this process, A micro-batches, B sequences of one micro-
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxllm.backend import Shard
 from jaxllm.config.batch import BatchPlan
-from jaxllm.data.batch import Batch
+from jaxllm.data.batch import Batch, Shard
 from jaxllm.jax_backend.sharding import Layout, data_parallel
 from jaxllm.jax_backend.step import DeviceBatch
 
@@ -45,7 +46,8 @@ class BatchFeed:
         rows = rows_RS.reshape(-1, plan.accumulation, plan.micro_batch, length).swapaxes(0, 1)
         local_ABS = np.ascontiguousarray(rows.reshape(plan.accumulation, -1, length))
         shape = (plan.accumulation, plan.micro_batch * self._parallel, length)
-        return jax.make_array_from_process_local_data(self._sharding, local_ABS, shape)
+        placed: jax.Array = jax.make_array_from_process_local_data(self._sharding, local_ABS, shape)
+        return placed
 
 
 def _process_shard(mesh: Mesh) -> Shard:
@@ -53,6 +55,6 @@ def _process_shard(mesh: Mesh) -> Shard:
     groups = Layout(mesh).sharding("batch").devices_indices_map((data_parallel(mesh),))
     rows_of: dict[int, set[int]] = {}
     for device, (part,) in groups.items():
-        rows_of.setdefault(device.process_index, set()).update(range(data_parallel(mesh))[part])
+        rows_of.setdefault(cast(jax.Device, device).process_index, set()).update(range(data_parallel(mesh))[part])
     distinct = sorted({tuple(sorted(rows)) for rows in rows_of.values()})
     return Shard(distinct.index(tuple(sorted(rows_of[jax.process_index()]))), len(distinct))

@@ -24,8 +24,8 @@ def run_devices(config: RunConfig) -> list[jax.Device]:
     if len(chosen) < wanted * jax.process_count():
         raise ConfigError(
             "jax.cpu_devices",
-            f"JAX already runs with {len(devices) // jax.process_count()} CPU devices in this process, so there cannot be {wanted}; "
-            "start a new process",
+            f"JAX already runs with {len(devices) // jax.process_count()} CPU devices in this process, so there cannot be "
+            f"{wanted}; start a new process",
         )
     return chosen
 
@@ -54,7 +54,8 @@ def mesh_sizes(parallel: ParallelConfig, devices: int) -> dict[str, int]:
         raise ConfigError("parallel", f"the mesh {_product(sizes)} needs {needed} devices but there are {devices}; {hint}")
     if needed < devices:
         raise ConfigError(
-            "parallel", f"the mesh {_product(sizes)} uses {needed} of {_count(devices)}; set parallel.data to -1 to use them all"
+            "parallel",
+            f"the mesh {_product(sizes)} uses {needed} of {_count(devices)}; set parallel.data to -1 to use them all",
         )
     return sizes
 

@@ -19,6 +19,16 @@ from jaxllm.jax_backend.model.transformer import Transformer
 Params = dict[str, jax.Array]
 
 
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"a.b": x}` -> `{"a": {"b": x}}`, as Flax and Orbax want it."""
+    return dict(traverse_util.unflatten_dict(dict(flat), sep="."))  # type: ignore[no-untyped-call]
+
+
+def flatten_paths(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `nest`."""
+    return dict(traverse_util.flatten_dict(dict(nested), sep="."))  # type: ignore[no-untyped-call]
+
+
 @dataclass(frozen=True)
 class Network:
     """A model's structure.  shapes and axes: of every parameter, by Flax path."""
@@ -31,7 +41,7 @@ class Network:
 
     def bind(self, params: Mapping[str, jax.Array]) -> Transformer:
         """The module with these parameters."""
-        return cast(Transformer, nnx.merge(self.graphdef, traverse_util.unflatten_dict(dict(params), sep=".")))
+        return cast(Transformer, nnx.merge(self.graphdef, nest(params)))
 
     def cast(self, params: Mapping[str, jax.Array]) -> Params:
         """Parameters as they are used: in the compute dtype, all of them, as DeepSpeed's bf16 engine does."""

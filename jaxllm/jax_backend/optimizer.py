@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,14 @@ from jaxllm.backend import Hyper
 from jaxllm.config.schema import OptimizerConfig
 from jaxllm.jax_backend.network import Params
 
+LeafT = TypeVar("LeafT")
 
-class Moments(NamedTuple):
+
+class Moments(NamedTuple, Generic[LeafT]):
     """First and second moments by Flax path, in the master dtype."""
 
-    exp_avg: Params
-    exp_avg_sq: Params
+    exp_avg: dict[str, LeafT]
+    exp_avg_sq: dict[str, LeafT]
 
 
 class StepScalars(NamedTuple):
@@ -62,8 +64,8 @@ def adamw(config: OptimizerConfig, decays: Mapping[str, bool]) -> optax.Gradient
     """
     beta1, beta2 = config.betas
 
-    def init(params: Params) -> Moments:
-        zeros = lambda: {path: jnp.zeros_like(value) for path, value in params.items()}  # noqa: E731
+    def init(params: Params) -> Moments[jax.Array]:
+        zeros = lambda: {path: jnp.zeros(value.shape, value.dtype) for path, value in params.items()}  # noqa: E731
         return Moments(zeros(), zeros())
 
     def one(path: str, p: jax.Array, m: jax.Array, v: jax.Array, g: jax.Array, scalars: StepScalars) -> tuple[jax.Array, ...]:
@@ -74,8 +76,8 @@ def adamw(config: OptimizerConfig, decays: Mapping[str, bool]) -> optax.Gradient
         return new - p, m, v
 
     def update(
-        updates: Params, state: Moments, params: Params | None = None, *, scalars: StepScalars, **_: Any
-    ) -> tuple[Params, Moments]:
+        updates: Params, state: Moments[jax.Array], params: Params | None = None, *, scalars: StepScalars, **_: Any
+    ) -> tuple[Params, Moments[jax.Array]]:
         if params is None:
             raise ValueError("AdamW needs the parameters: weight decay depends on them")
         new = {

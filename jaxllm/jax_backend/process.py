@@ -23,17 +23,22 @@ def configure_process(config: RunConfig) -> bool:
     """
     if config.training.precision == "fp64":
         jax.config.update("jax_enable_x64", True)
-    if jax.config.jax_compilation_cache_dir is None:
+    if _setting("jax_compilation_cache_dir") is None:
         jax.config.update("jax_compilation_cache_dir", str(COMPILATION_CACHE.expanduser()))
     try:
         jax.config.update("jax_num_cpu_devices", config.jax.cpu_devices)
     except RuntimeError:
         # JAX has started already, with as many CPU devices as it was told then; the mesh says so when they are too few.
         return join()
-    if not jax.config.jax_platforms and find_spec("libtpu") and not _has_accelerator():
+    if not _setting("jax_platforms") and find_spec("libtpu") and not _has_accelerator():
         # With libtpu but no TPU, JAX would look for one and print warnings.
         jax.config.update("jax_platforms", "cpu")
     return join()
+
+
+def _setting(name: str) -> object:
+    """A JAX option; they are attributes that type checkers do not know."""
+    return getattr(jax.config, name)
 
 
 def _has_accelerator() -> bool:

@@ -62,7 +62,8 @@ class Layout:
         """`x`, laid out as its logical axes say."""
         if self.mesh.size == 1:
             return x
-        return jax.lax.with_sharding_constraint(x, self.sharding(*axes))
+        constrained: jax.Array = jax.lax.with_sharding_constraint(x, self.sharding(*axes))
+        return constrained
 
     @property
     def whole(self) -> NamedSharding:
@@ -81,7 +82,9 @@ def parameter_shardings(rules: Sequence[WeightRule], mesh: Mesh) -> dict[str, Na
     Raises ConfigError, naming mesh axis, dimension and size, when a dimension that must be cut cannot be cut evenly.
     """
     return {
-        path: NamedSharding(mesh, _parameter_spec(rule.axes, rule.flax_shape, mesh.shape)) for rule in rules for path in rule.paths
+        path: NamedSharding(mesh, _parameter_spec(rule.axes, rule.flax_shape, mesh.shape))
+        for rule in rules
+        for path in rule.paths
     }
 
 

@@ -38,7 +38,9 @@ class StepMetrics(NamedTuple):
     target_tokens: jax.Array
 
 
-TrainStep = Callable[[Params, Moments, DeviceBatch, StepScalars, Any], tuple[Params, Moments, StepMetrics]]
+TrainStep = Callable[
+    [Params, Moments[jax.Array], DeviceBatch, StepScalars, Any], tuple[Params, Moments[jax.Array], StepMetrics]
+]
 EvaluationStep = Callable[[Params, DeviceBatch], tuple[jax.Array, jax.Array]]
 
 
@@ -67,18 +69,15 @@ def loss_and_gradients(
     def one(index: jax.Array, micro: DeviceBatch) -> tuple[jax.Array, Params]:
         share = lambda values: loss_sum(network, values, micro, key_of(index)) / tokens  # noqa: E731
         loss, gradients = jax.value_and_grad(share)(used)
-        return loss, {
-            path: _constrain(gradient.astype(statistics), shardings[path]) for path, gradient in gradients.items()
-        }
+        return loss, {path: _constrain(gradient.astype(statistics), shardings[path]) for path, gradient in gradients.items()}
 
-    accumulation = batch.inputs.shape[0]
-    first = one(jnp.zeros((), jnp.int32), jax.tree.map(lambda leaf: leaf[0], batch))
-    if accumulation == 1:
-        loss, gradients = first
+    if batch.inputs.shape[0] == 1:
+        loss, gradients = one(jnp.zeros((), jnp.int32), jax.tree.map(lambda leaf: leaf[0], batch))
     else:
-        rest = jax.tree.map(lambda leaf: leaf[1:], batch)
+        zeros = {path: _constrain(jnp.zeros(leaf.shape, statistics), shardings[path]) for path, leaf in used.items()}
         add = lambda total, inputs: (jax.tree.map(jnp.add, total, one(*inputs)), None)  # noqa: E731
-        (loss, gradients), _ = jax.lax.scan(add, first, (jnp.arange(1, accumulation, dtype=jnp.int32), rest))
+        numbers = jnp.arange(batch.inputs.shape[0], dtype=jnp.int32)
+        (loss, gradients), _ = jax.lax.scan(add, (jnp.zeros((), statistics), zeros), (numbers, batch))
     norm = jnp.sqrt(sum((jnp.sum(gradient * gradient) for gradient in gradients.values()), jnp.zeros((), statistics)))
     return StepMetrics(loss, norm, tokens), gradients
 
@@ -102,8 +101,8 @@ def build_train_step(
     has_dropout = max(spec.embedding_dropout, spec.residual_dropout, spec.attention.dropout) > 0.0
 
     def step(
-        params: Params, moments: Moments, batch: DeviceBatch, scalars: StepScalars, index: jax.Array
-    ) -> tuple[Params, Moments, StepMetrics]:
+        params: Params, moments: Moments[jax.Array], batch: DeviceBatch, scalars: StepScalars, index: jax.Array
+    ) -> tuple[Params, Moments[jax.Array], StepMetrics]:
         key_of = lambda micro: step_key(seed, index, micro) if has_dropout else None  # noqa: E731
         metrics, gradients = loss_and_gradients(network, shardings, params, batch, key_of)
         factor = clip_factor(metrics.gradient_norm, config.clip_norm)
@@ -116,7 +115,7 @@ def build_train_step(
 
     whole = network.runtime.layout.whole
     stored = dict(shardings)
-    out_shardings = (stored, Moments(stored, stored), StepMetrics(whole, whole, whole))
+    out_shardings = (stored, Moments(stored, stored), whole)
     return jax.jit(step, donate_argnums=(0, 1), out_shardings=out_shardings)
 
 

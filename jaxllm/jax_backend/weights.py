@@ -6,6 +6,7 @@ In: every device's shard reads only its own slice.  Out: one layer of one tensor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 import jax
 import numpy as np
@@ -46,7 +47,9 @@ def load_params(
 ) -> Params:
     """Every tensor of the model from `reader`, laid out as `shardings` say."""
     return {
-        path: _load(reader, rule, position, shardings[path], dtype) for rule in rules for position, path in enumerate(rule.paths)
+        path: _load(reader, rule, position, shardings[path], dtype)
+        for rule in rules
+        for position, path in enumerate(rule.paths)
     }
 
 
@@ -75,6 +78,13 @@ def _part_of(reader: TensorReader, name: str) -> Callable[[tuple[slice, ...]], A
     return lambda part: reader.read(name, part)
 
 
+@lru_cache(maxsize=4)
+def _gathering(mesh: Mesh) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
+    """Functions that give every device a whole leaf, or one layer of it; kept, so that each shape compiles once a process."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(lambda leaf: leaf, out_shardings=whole), jax.jit(lambda stack, layer: stack[layer], out_shardings=whole)
+
+
 class LiveWeights:
     """Sharded arrays of the running model as a TensorReader in Hugging Face names (collective).
 
@@ -84,9 +94,7 @@ class LiveWeights:
     def __init__(self, params: Mapping[str, jax.Array], rules: Sequence[WeightRule], mesh: Mesh) -> None:
         self._params = params
         self._rules = {name: (rule, layer) for name, rule, layer in flatten(rules)}
-        whole = NamedSharding(mesh, PartitionSpec())
-        self._layer = jax.jit(lambda stack, layer: stack[layer], out_shardings=whole)
-        self._all = jax.jit(lambda leaf: leaf, out_shardings=whole)
+        self._gather, self._gather_layer = _gathering(mesh)
 
     def names(self) -> Sequence[str]:
         """Hugging Face names, in checkpoint order."""
@@ -101,7 +109,8 @@ class LiveWeights:
         rule, layer = self._rules[name]
         leaves = [self._params[path] for path in rule.paths]
         gathered = [
-            np.asarray(self._all(leaf) if layer is None else self._layer(leaf, np.asarray(layer, np.int32))) for leaf in leaves
+            np.asarray(self._gather(leaf) if layer is None else self._gather_layer(leaf, np.asarray(layer, np.int32)))
+            for leaf in leaves
         ]
         tensor = rule.to_huggingface(*gathered)
         return np.array(tensor[tuple(index)] if index is not None else tensor, order="C")

@@ -5,11 +5,11 @@ Shape legend: B batch, S queries, T keys, E hidden, H heads, K key/value heads, 
 
 from __future__ import annotations
 
-import functools
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxllm.families.spec import AttentionSpec
@@ -25,6 +25,9 @@ class KeyValue(NamedTuple):
 
     key: jax.Array
     value: jax.Array
+
+
+CacheT = TypeVar("CacheT", KeyValue, None)  # what a layer is given is what it gives back
 
 
 class Context(NamedTuple):
@@ -56,7 +59,13 @@ def cache_mask(offset: jax.Array, queries: int, length: int) -> jax.Array:
 
 
 def attend(
-    query_BSHD: jax.Array, key_BTKD: jax.Array, value_BTKD: jax.Array, context: Context, scale: float, rate: float, policy: Policy
+    query_BSHD: jax.Array,
+    key_BTKD: jax.Array,
+    value_BTKD: jax.Array,
+    context: Context,
+    scale: float,
+    rate: float,
+    policy: Policy,
 ) -> jax.Array:
     """softmax(q k^T scale) v over grouped heads, the softmax in the statistics dtype; (B, S, H, D).
 
@@ -68,7 +77,7 @@ def attend(
     scores_BKGST = jnp.einsum(
         "bskgd,btkd->bkgst", query_BSKGD, key_BTKD, precision=policy.matmul, preferred_element_type=policy.statistics
     )
-    lowest = jnp.finfo(policy.statistics).min
+    lowest = np.finfo(policy.statistics).min
     scores_BKGST = jnp.where(context.mask[:, None, None], scores_BKGST * scale, lowest)
     weights_BKGST = jax.nn.softmax(scores_BKGST, axis=-1).astype(policy.compute)
     weights_BKGST = dropout(weights_BKGST, rate, context.key, Site.ATTENTION)
@@ -89,7 +98,7 @@ class Attention(nnx.Module):
         self.spec = spec
         self.runtime = runtime
 
-    def __call__(self, x_BSE: jax.Array, context: Context, cache: KeyValue | None) -> tuple[jax.Array, KeyValue | None]:
+    def __call__(self, x_BSE: jax.Array, context: Context, cache: CacheT) -> tuple[jax.Array, CacheT]:
         constrain = self.runtime.layout.constrain
         query_BSHD = constrain(self.query(x_BSE), "batch", "sequence", "heads", None)
         key_BSKD = constrain(self.key(x_BSE), "batch", "sequence", "kv_heads", None)
@@ -109,5 +118,8 @@ def _remember(cache: KeyValue, key_BSKD: jax.Array, value_BSKD: jax.Array, conte
     """The cache with this call's keys and values written at its offset."""
     if context.offset is None:
         raise ValueError("a key/value cache needs the offset to write at")
-    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=context.offset, axis=1)
-    return KeyValue(write(cache.key, key_BSKD), write(cache.value, value_BSKD))
+    zero = jnp.zeros_like(context.offset)  # all start indices must have one dtype, with and without 64-bit JAX
+    start = (zero, context.offset, zero, zero)
+    return KeyValue(
+        jax.lax.dynamic_update_slice(cache.key, key_BSKD, start), jax.lax.dynamic_update_slice(cache.value, value_BSKD, start)
+    )

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from jaxllm.families.spec import ModelSpec
-from jaxllm.jax_backend.model.attention import Attention, Context, KeyValue
+from jaxllm.jax_backend.model.attention import Attention, CacheT, Context
 from jaxllm.jax_backend.model.dropout import Site, dropout
 from jaxllm.jax_backend.model.mlp import Mlp
 from jaxllm.jax_backend.model.norm import Norm
@@ -24,7 +24,7 @@ class Block(nnx.Module):
         self.residual_dropout = spec.residual_dropout
         self.layout = runtime.layout
 
-    def __call__(self, x_BSE: jax.Array, context: Context, cache: KeyValue | None) -> tuple[jax.Array, KeyValue | None]:
+    def __call__(self, x_BSE: jax.Array, context: Context, cache: CacheT) -> tuple[jax.Array, CacheT]:
         rate = self.residual_dropout
         attended_BSE, cache = self.attention(self.attention_norm(x_BSE), context, cache)
         x_BSE = x_BSE + dropout(attended_BSE, rate, context.key, Site.ATTENTION_OUTPUT)

@@ -25,4 +25,5 @@ def stacked(build: Callable[[], ModuleT], layers: int) -> ModuleT:
     """`layers` copies of a module as one, every parameter with a leading `layers` axis, ready for `jax.lax.scan`."""
     module = jax.vmap(lambda _: build(), axis_size=layers, in_axes=None)(None)
     is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
-    return jax.tree.map(lambda leaf: leaf.replace(axes=("layers", *leaf.axes)), module, is_leaf=is_variable)
+    stack: ModuleT = jax.tree.map(lambda leaf: leaf.replace(axes=("layers", *leaf.axes)), module, is_leaf=is_variable)
+    return stack

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.families.spec import ModelSpec
-from jaxllm.jax_backend.model.attention import Context, KeyValue, cache_mask, segment_mask
+from jaxllm.jax_backend.model.attention import CacheT, Context, KeyValue, cache_mask, segment_mask
 from jaxllm.jax_backend.model.block import Block
 from jaxllm.jax_backend.model.dropout import Site, dropout
 from jaxllm.jax_backend.model.linear import Embedding, Linear
@@ -56,16 +56,13 @@ class Transformer(nnx.Module):
         x_BSE, _ = self._layers(x_BSE, context, None)
         return self._logits(x_BSE)
 
-    def decode(
-        self, tokens_BS: jax.Array, offset: jax.Array, last: jax.Array, cache: KeyValue
-    ) -> tuple[jax.Array, KeyValue]:
+    def decode(self, tokens_BS: jax.Array, offset: jax.Array, last: jax.Array, cache: KeyValue) -> tuple[jax.Array, KeyValue]:
         """Logits (B, V) after token `last` of `tokens`, which continue the cache at `offset`; and the longer cache."""
         batch, length = tokens_BS.shape
         positions_BS = jnp.broadcast_to(offset + jnp.arange(length, dtype=jnp.int32), (batch, length))
         mask = cache_mask(offset, length, cache.key.shape[2])
         context = Context(mask, self._rotary(positions_BS), offset=offset)
         x_BSE, new_cache = self._layers(self._embed(tokens_BS, positions_BS, None), context, cache)
-        assert new_cache is not None
         x_BSE = jax.lax.dynamic_slice_in_dim(x_BSE, last, 1, axis=1)
         return self._logits(x_BSE)[:, 0], new_cache
 
@@ -83,20 +80,22 @@ class Transformer(nnx.Module):
         key = None if key is None else jax.random.fold_in(key, self.spec.layers)
         return dropout(x_BSE, self.spec.embedding_dropout, key, Site.EMBEDDING)
 
-    def _layers(self, x_BSE: jax.Array, context: Context, cache: KeyValue | None) -> tuple[jax.Array, KeyValue | None]:
+    def _layers(self, x_BSE: jax.Array, context: Context, cache: CacheT) -> tuple[jax.Array, CacheT]:
         """All layers in one scan, so that compile time does not grow with their number."""
         graphdef, stack = nnx.split(self.layers, graph=False)
 
-        def layer(x_BSE: jax.Array, inputs: tuple[Any, jax.Array, KeyValue | None]) -> tuple[jax.Array, KeyValue | None]:
+        def layer(x_BSE: jax.Array, inputs: tuple[Any, jax.Array, CacheT]) -> tuple[jax.Array, CacheT]:
             weights, index, layer_cache = inputs
             key = None if context.key is None else jax.random.fold_in(context.key, index)
             block = nnx.merge(graphdef, weights)
             return block(x_BSE, context._replace(key=key), layer_cache)
 
         if self.runtime.remat != "none":
-            # Inside a scan the compiler cannot undo recomputation by common subexpression elimination, so it need not be held off.
+            # A scan's body runs apart from its backward pass: no common subexpression could undo the recomputation.
             layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.runtime.remat], prevent_cse=False)
-        return jax.lax.scan(layer, x_BSE, (stack, jnp.arange(self.spec.layers, dtype=jnp.int32), cache))
+        indices = jnp.arange(self.spec.layers, dtype=jnp.int32)
+        outputs: tuple[jax.Array, CacheT] = jax.lax.scan(layer, x_BSE, (stack, indices, cache))
+        return outputs
 
     def _logits(self, x_BSE: jax.Array) -> jax.Array:
         x_BSE = self.final_norm(x_BSE)

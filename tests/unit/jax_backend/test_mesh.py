@@ -1,0 +1,145 @@
+"""Meshes: what is refused, what is sharded, and that every mesh computes what one device computes."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from jaxllm.errors import ConfigError
+from jaxllm.jax_backend.mesh import create_mesh, mesh_sizes
+from jaxllm.jax_backend.sharding import parameter_shardings
+
+MESHES = {
+    "data8": {"data": 8},
+    "fsdp8": {"data": 1, "fsdp": 8},
+    "fsdp4-tensor2": {"data": 1, "fsdp": 4, "tensor": 2},
+    "data2-fsdp2-tensor2": {"data": -1, "fsdp": 2, "tensor": 2},
+}
+EIGHT = {"cpu_devices": 8}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_every_mesh_equals_one_device(tools, start, family):
+    model = getattr(tools, family)
+    run = tools.make_run(model, training={"precision": "fp64"})
+    wanted = tools.take_steps(start(run), run, range(3))
+    for name, parallel in MESHES.items():
+        run = tools.make_run(model, training={"precision": "fp64", "micro_batch": 1}, parallel=parallel, jax=EIGHT)
+        backend = start(run)
+        found = tools.take_steps(backend, run, range(3))
+        assert found.losses == pytest.approx(wanted.losses, rel=1e-12), name
+        assert found.norms == pytest.approx(wanted.norms, rel=1e-11), name
+        for tensor, values in wanted.params.items():
+            pair = (tools.without_key_bias(tensor, side) for side in (found.params[tensor], values))
+            assert tools.relative(*pair) <= tools.parameter_bound, (name, tensor)
+
+
+def test_dropout_is_the_same_on_every_mesh(tools, start):
+    dropped = {**tools.gpt2, "resid_pdrop": 0.2, "embd_pdrop": 0.2, "attn_pdrop": 0.2}
+    losses = []
+    for parallel, cpu_devices in (({"data": 1}, 1), ({"data": 2, "fsdp": 2, "tensor": 2}, 8)):
+        run = tools.make_run(dropped, training={"precision": "fp64"}, parallel=parallel, jax={"cpu_devices": cpu_devices})
+        losses.append(float(start(run).step(tools.make_batch(), tools.hyper_of(0, run)).loss))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+@pytest.mark.parametrize("mesh", ["fsdp8", "fsdp4-tensor2"])
+def test_shards_really_are_shards(tools, start, mesh):
+    run = tools.make_run(parallel=MESHES[mesh], jax=EIGHT)
+    backend = start(run)
+    backend.step(tools.make_batch(), tools.hyper_of(0, run))
+    inner = backend._started
+    total = held = 0
+    for path, leaf in [*inner.params.items(), *inner.moments.exp_avg.items(), *inner.moments.exp_avg_sq.items()]:
+        assert leaf.sharding == inner.shardings[path]
+        total += leaf.nbytes
+        held += sum(shard.data.nbytes for shard in leaf.addressable_shards if shard.device == jax.devices()[3])
+    # Norm scales are cut by fsdp alone; everything else by every axis of the mesh.
+    assert held <= total / 8 * 1.05
+
+
+def test_parameters_are_cut_as_the_table_says(tools):
+    run = tools.make_run(tools.gpt2, parallel={"data": 1, "fsdp": 4, "tensor": 2}, jax=EIGHT)
+    shardings = parameter_shardings(run.model.rules, create_mesh(run.config))
+    specs = {path: sharding.spec for path, sharding in shardings.items()}
+    assert specs["embed.embedding"] == PartitionSpec(("tensor",), ("fsdp",))
+    assert specs["layers.attention.query.kernel"] == PartitionSpec(None, ("fsdp",), ("tensor",), None)
+    assert specs["layers.attention.output.kernel"] == PartitionSpec(None, ("tensor",), None, ("fsdp",))
+    assert specs["layers.mlp.up.kernel"] == PartitionSpec(None, ("fsdp",), ("tensor",))
+    # No hidden dimension: fsdp takes the largest axis that it divides beside tensor.
+    assert specs["layers.mlp.up.bias"] == PartitionSpec(None, ("tensor", "fsdp"))
+    assert specs["layers.attention.query.bias"] == PartitionSpec(None, ("tensor",), ("fsdp",))
+
+
+def test_an_odd_vocabulary_is_cut_along_the_hidden_dimension(tools, start):
+    model = {**tools.llama, "vocab_size": 97}
+    parallel = {"data": 1, "fsdp": 4, "tensor": 2}
+    run = tools.make_run(model, training={"precision": "fp64"}, parallel=parallel, jax=EIGHT)
+    backend = start(run)
+    assert backend._started.shardings["head.kernel"].spec == PartitionSpec(("fsdp", "tensor"), None)
+    found = float(backend.step(tools.make_batch(), tools.hyper_of(0, run)).loss)
+    alone = tools.make_run(model, training={"precision": "fp64"})
+    assert found == pytest.approx(float(start(alone).step(tools.make_batch(), tools.hyper_of(0, alone)).loss), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("model", "parallel", "key", "message"),
+    [
+        ({}, {"data": 4}, "parallel", "the mesh data 4 needs 4 devices but there are 1"),
+        ({}, {"data": 1, "fsdp": 2, "tensor": 2}, "parallel", "the mesh fsdp 2 x tensor 2 needs 4 devices but there are 1"),
+        ({}, {"context": 2}, "parallel.context", "2 is not possible"),
+        ({}, {"expert": 2}, "parallel.expert", "no supported family has experts"),
+    ],
+)
+def test_impossible_meshes_are_refused_on_one_device(tools, start, model, parallel, key, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        start(tools.make_run({**tools.llama, **model}, parallel=parallel))
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("model", "parallel", "key", "message"),
+    [
+        ({}, {"data": 2}, "parallel", "uses 2 of 8 devices"),
+        ({}, {"fsdp": 3}, "parallel", "fsdp 3 does not divide the 8 devices"),
+        ({}, {"tensor": 8}, "parallel.tensor", r"8 does not divide the number of attention heads \(heads = 4\)"),
+        ({"num_key_value_heads": 1}, {"tensor": 2}, "parallel.tensor", "2 does not divide the number of key/value heads"),
+        ({"intermediate_size": 50}, {"tensor": 4, "fsdp": 2}, "parallel.tensor", "4 does not divide the MLP's inner size"),
+    ],
+)
+def test_impossible_meshes_are_refused_on_eight_devices(tools, start, model, parallel, key, message):
+    keys = {**tools.llama, "num_key_value_heads": 4, **model}
+    with pytest.raises(ConfigError, match=message) as caught:
+        start(tools.make_run(keys, parallel={"data": -1, **parallel}, jax=EIGHT))
+    assert caught.value.key == key
+
+
+def test_more_cpu_devices_than_the_process_has_are_refused(tools, start):
+    with pytest.raises(ConfigError, match="already runs with 8 CPU devices") as caught:
+        start(tools.make_run(jax={"cpu_devices": 16}, parallel={"data": -1}))
+    assert caught.value.key == "jax.cpu_devices"
+
+
+def test_data_takes_the_rest(tools):
+    sizes = mesh_sizes(tools.make_run(parallel={"data": -1, "fsdp": 2}).config.parallel, 8)
+    assert sizes == {"data": 4, "fsdp": 2, "expert": 1, "context": 1, "tensor": 1}
+
+
+def test_gradients_of_sharded_parameters_are_never_whole(tools, start):
+    """The compiled step gathers one layer's weights at a time, never the stack of all layers."""
+    run = tools.make_run({**tools.llama, "num_hidden_layers": 6}, parallel={"data": 1, "fsdp": 8}, jax=EIGHT)
+    backend = start(run)
+    inner = backend._started
+    from jaxllm.jax_backend.optimizer import step_scalars
+
+    scalars = step_scalars(tools.hyper_of(0, run), run.config.optimizer, np.dtype(np.float32))
+    batch = inner.feed(tools.make_batch())
+    text = inner.train_step.lower(inner.params, inner.moments, batch, scalars, np.uint32(0)).compile().as_text()
+    gathers = [line for line in text.splitlines() if " all-gather(" in line or " all-gather-start(" in line]
+    assert gathers
+    for path, shape in inner.network.shapes.items():
+        if path.startswith("layers.") and len(shape.shape) > 2:
+            whole = "[" + ",".join(map(str, shape.shape)) + "]"
+            assert not [line for line in gathers if line.split(" = ")[1].startswith(f"f32{whole}")], path
