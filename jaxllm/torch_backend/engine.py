@@ -156,11 +156,10 @@ class DeepSpeedEngine:
         with warnings.catch_warnings():
             # It imports parts of itself and of torch only now, which are deprecated by other parts of torch.
             warnings.simplefilter("ignore", DeprecationWarning)
-            self._engine = deepspeed.initialize(model=trained, optimizer=optimizer, config=settings, dist_init_required=False)[
-                0
-            ]
+            initialized = deepspeed.initialize(model=trained, optimizer=optimizer, config=settings, dist_init_required=False)
+        self._engine = initialized[0]
         if config.deepspeed.torch_compile:
-            self._engine.compile()
+            (self._engine if self._masters is None else model).compile()
         self._store = self._make_store(group)
 
     @contextmanager
@@ -170,7 +169,7 @@ class DeepSpeedEngine:
             yield
             return
         # transformers imports this with its models; inside zero.Init, which replaces tensor constructors, it fails to import.
-        import torch._dynamo
+        import torch._dynamo  # noqa: F401
         from deepspeed.runtime.zero.partition_parameters import DeepSpeedTensorOverride
 
         # By default every new tensor is also cast to the parameters' dtype, which would round the rotary frequencies to bf16.

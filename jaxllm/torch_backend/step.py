@@ -41,7 +41,7 @@ class Loop:
         The loss is divided by the number of target tokens of the GLOBAL batch, which is therefore summed over processes
         before the first backward pass; the factor `world` undoes the mean that every engine takes over processes.
         """
-        tokens = float(self.group.sum(self._float64(batch.target_tokens)))
+        tokens = self.group.sum(self._float64(batch.target_tokens))
         total = self._float64(0.0)
         micro_batches = list(split(batch, self.plan.micro_batch))
         with mode(self.engine.model, training=True):

@@ -171,11 +171,11 @@ class _Infinite(torch.autograd.Function):
     """Identity whose gradient is infinite."""
 
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+    def forward(_: Any, values: torch.Tensor) -> torch.Tensor:
         return values.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
         return gradient * torch.inf
 
 

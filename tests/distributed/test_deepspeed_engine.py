@@ -15,6 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+from jaxllm.families import flatten
+from jaxllm.families.initialization import initial_values
+from jaxllm.torch_backend.weights import InitialWeights
 from tests.distributed.deepspeed_cases import (
     CLIP_NORM,
     ROWS,
@@ -25,10 +29,6 @@ from tests.distributed.deepspeed_cases import (
     materialise,
     random_state,
 )
-
-from jaxllm.families import flatten
-from jaxllm.families.initialization import initial_values
-from jaxllm.torch_backend.weights import InitialWeights
 
 WORLDS, STAGES = (1, 2), (0, 1, 2, 3)
 Found = tuple[dict[str, Any], dict[str, Any]]
