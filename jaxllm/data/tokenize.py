@@ -106,7 +106,7 @@ class _Corpus:
             tokenizer = Tokenizer.load(self._data.tokenizer.from_)
         else:
             assert self._data.tokenizer.vocab_size is not None  # noqa: S101 - the schema demands it of `train`
-            tokenizer = Tokenizer.train(self._training_texts(), self._data.tokenizer.vocab_size)
+            tokenizer = Tokenizer.train(self._training_texts(), self._data.tokenizer.vocab_size, self._progress)
         if self._data.append_eos and tokenizer.eos_id is None:
             raise ConfigError(
                 "data.append_eos",
@@ -156,8 +156,7 @@ class _Corpus:
         if self._data.validation_source is None:
             train, _ = split_documents(len(chosen), self._data.validation_fraction, self._seed)
             chosen = chosen.select(train)
-        for batch in chosen.iter(batch_size=_BATCH):
-            yield from batch["text"]
+        return (text for batch in chosen.iter(batch_size=_BATCH) for text in batch["text"])
 
     def _spool(self, name: str, source: Source) -> datasets.Dataset:
         """The documents of a source as a dataset over a temporary Arrow file."""

@@ -45,7 +45,7 @@ class Tokenizer:
         self._companions = dict(companions or {})
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    def train(cls, texts: Iterable[str], vocab_size: int, progress: bool = False) -> Tokenizer:
         """A byte-level BPE (Sennrich et al., arXiv:1508.07909; bytes as in GPT-2) of at most vocab_size entries.
 
         Every byte is in its alphabet, so any text can be encoded; the same texts always give the same tokenizer.  Fewer
@@ -67,7 +67,7 @@ class Tokenizer:
             vocab_size=vocab_size,
             special_tokens=[END_OF_TEXT],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
+            show_progress=progress,
         )
         backend.train_from_iterator(texts, trainer)
         return cls(backend, END_OF_TEXT, _trained_companions())
