@@ -1,18 +1,18 @@
 """How long `jaxllm --help` takes, interpreter start included: the median and worst of several fresh processes.
 
-python benchmarks/cli_startup.py [--runs 20] [--json OUT]
+python -m benchmarks.cli_startup [--runs 20] [--json OUT]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from benchmarks._report import write
 
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
@@ -41,9 +41,7 @@ def main() -> None:
         times = [seconds(command) for _ in range(arguments.runs)]
         results[name] = {"median_s": round(statistics.median(times), 4), "worst_s": round(max(times), 4)}
         print(f"{name:24} median {results[name]['median_s']:.3f} s, worst {results[name]['worst_s']:.3f} s")
-    if arguments.json:
-        machine = {"python": platform.python_version(), "platform": platform.platform(), "runs": arguments.runs}
-        arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n")
+    write(arguments.json, {"runs": arguments.runs, **results})
 
 
 if __name__ == "__main__":
