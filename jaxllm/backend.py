@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, SupportsFloat
+from typing import TYPE_CHECKING, Protocol, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from jaxllm.data.batch import Batch, Shard
 from jaxllm.errors import BackendError
 from jaxllm.run import Run
 from jaxllm.state.training_state import Progress, TrainingState
+
+if TYPE_CHECKING:
+    from jaxllm.probe import Probe
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,10 @@ class Decoder(Protocol):
 class Backend(Protocol):
     """One way to train: the same methods, the same meaning, on JAX and on PyTorch + DeepSpeed."""
 
-    name: BackendName
+    @property
+    def name(self) -> BackendName:
+        """The name that `backend` in the run file chooses it by."""
+        ...
 
     @property
     def shard(self) -> Shard:
@@ -150,6 +156,18 @@ def create_backend(name: BackendName) -> Backend:
     from jaxllm.torch_backend import DeepSpeedBackend
 
     return DeepSpeedBackend()
+
+
+def create_probe(name: BackendName) -> Probe:
+    """The probe of that backend, importing only its own framework.  BackendError when it is not installed."""
+    if name == "jax":
+        from jaxllm.jax_backend.probe import JaxProbe
+
+        return JaxProbe()
+    _require_deepspeed()
+    from jaxllm.torch_backend.probe import TorchProbe
+
+    return TorchProbe()
 
 
 def wanted_processes(config: RunConfig, processes: int | None) -> int:

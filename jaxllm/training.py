@@ -1,7 +1,7 @@
 """THE loop: batches, steps, evaluation, checkpoints, metrics.  It sees a backend only through its protocol.
 
-    prepare    what a run is before any device is touched: data, model, steps, the checkpoint to resume from
-    train      one run, from its first (or resumed) step to its last, its sample and its picture
+prepare    what a run is before any device is touched: data, model, steps, the checkpoint to resume from
+train      one run, from its first (or resumed) step to its last, its sample and its picture
 """
 
 from __future__ import annotations

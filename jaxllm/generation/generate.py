@@ -6,12 +6,21 @@ from collections.abc import Iterator, Sequence
 
 from jaxllm.backend import Decoder
 from jaxllm.data.tokenizer import Tokenizer
+from jaxllm.errors import JaxllmError
 from jaxllm.generation.sampling import Sampling, sample
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The tokens a text starts from: the prompt's, or the end-of-text token (which begins a new document) when it is empty."""
-    return tokenizer.encode(prompt) or [tokenizer.eos_id]
+    """The tokens a text starts from: the prompt's, or the end-of-text token (which begins a new document) when it is empty.
+
+    JaxllmError when the prompt is empty and the tokenizer has no such token.
+    """
+    tokens, end = tokenizer.encode(prompt), tokenizer.eos_id
+    if tokens:
+        return tokens
+    if end is None:
+        raise JaxllmError("the tokenizer names no end-of-text token to begin from; give a prompt (--prompt, sample.prompt)")
+    return [end]
 
 
 def generate(

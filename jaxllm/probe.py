@@ -1,0 +1,99 @@
+"""The Probe protocol: one backend's model laid open for comparison, point by point.
+
+A probe holds the model of a run on one device, dropout off, with weights that it is given, and answers with numpy arrays in
+Hugging Face names, so that whoever compares two probes knows nothing of either framework.
+
+Shape legend: B sequences, S tokens, E hidden, H heads, K key/value heads, D head_dim, V vocabulary.
+
+The points at which activations are compared, in the order in which a decoder computes them (`point_names`):
+
+embedding                          (B, S, E)  what enters the first layer
+layers.{i}.attention_norm          (B, S, E)
+layers.{i}.query, .key, .value     (B, S, H or K, D)  after position encoding
+layers.{i}.attention_output        (B, S, E)  after the output projection
+layers.{i}.attention_residual      (B, S, E)  the residual stream with it added
+layers.{i}.mlp_norm                (B, S, E)
+layers.{i}.mlp_output              (B, S, E)
+layers.{i}.residual                (B, S, E)  the residual stream that leaves the layer
+final_norm                         (B, S, E)
+logits                             (B, S, V)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxllm.backend import Hyper
+from jaxllm.config.schema import BackendName
+from jaxllm.data.batch import Batch
+from jaxllm.families import ModelSpec
+from jaxllm.run import Run
+from jaxllm.state.training_state import TensorReader
+
+Array = NDArray[np.floating[Any]]
+
+LAYER_POINTS = (
+    "attention_norm",
+    "query",
+    "key",
+    "value",
+    "attention_output",
+    "attention_residual",
+    "mlp_norm",
+    "mlp_output",
+    "residual",
+)
+
+
+def point_names(spec: ModelSpec) -> tuple[str, ...]:
+    """Every point of a model, in forward order."""
+    layers = (f"layers.{layer}.{point}" for layer in range(spec.layers) for point in LAYER_POINTS)
+    return ("embedding", *layers, "final_norm", "logits")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass over a global batch.
+
+    loss: sum of weighted token losses / sum of weights.  logits: (B, S, V).  gradients: of the loss, by Hugging Face name, as
+    accumulated over the run's micro-batches, before clipping.  values, cotangents: by point, the activation and the gradient
+    of the loss with respect to it; empty unless asked for.  fp32, or fp64 for an fp64 run.
+    """
+
+    loss: float
+    logits: Array
+    gradients: Mapping[str, Array]
+    values: Mapping[str, Array] = field(default_factory=dict)
+    cotangents: Mapping[str, Array] = field(default_factory=dict)
+
+
+class Probe(Protocol):
+    """One side of a comparison."""
+
+    @property
+    def name(self) -> BackendName:
+        """Which backend this is."""
+        ...
+
+    def load(self, run: Run, params: TensorReader) -> None:
+        """Build the model of `run` in its precision and fill it with `params` (Hugging Face names)."""
+        ...
+
+    def passes(self, batch: Batch, *, capture: bool = False) -> Pass:
+        """Forward and backward over all rows of a global batch, in micro-batches of `training.micro_batch` rows if that is set.
+
+        capture: also record `values` and `cotangents`; the whole batch is then one micro-batch.
+        """
+        ...
+
+    def after_step(self, batch: Batch, hyper: Hyper) -> Mapping[str, Array]:
+        """The parameters after one optimiser step on `batch` from the loaded weights and zero moments, by Hugging Face name.
+
+        It goes through the backend's real training step.  The loaded weights stay as they are.
+        """
+        ...
