@@ -7,6 +7,7 @@ nobody else is meant to; they stand in one place, `Rendezvous`.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -44,11 +45,21 @@ def join() -> bool:
     if rendezvous is None or rendezvous.count == 1:
         return False
     if not jax.distributed.is_initialized():
+        _keep_gloo_off_stdout()
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         # It would take SIGTERM away from the training loop, which finishes the step and saves.
         jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(rendezvous.coordinator, rendezvous.count, rendezvous.index)
     return True
+
+
+def _keep_gloo_off_stdout() -> None:
+    """Move Python's standard output to a descriptor of its own: gloo writes a line for every communicator to descriptor 1."""
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding, errors=sys.stdout.errors, closefd=False)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 def leave() -> None:

@@ -65,8 +65,8 @@ def adamw(config: OptimizerConfig, decays: Mapping[str, bool]) -> optax.Gradient
     beta1, beta2 = config.betas
 
     def init(params: Params) -> Moments[jax.Array]:
-        zeros = lambda: {path: jnp.zeros(value.shape, value.dtype) for path, value in params.items()}  # noqa: E731
-        return Moments(zeros(), zeros())
+        exp_avg, exp_avg_sq = ({path: jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in params.items()} for _ in range(2))
+        return Moments(exp_avg, exp_avg_sq)
 
     def one(path: str, p: jax.Array, m: jax.Array, v: jax.Array, g: jax.Array, scalars: StepScalars) -> tuple[jax.Array, ...]:
         new = p * scalars.keep if decays[path] and config.weight_decay else p

@@ -12,30 +12,31 @@ from jaxllm.errors import BackendError, ConfigError
 from jaxllm.families import flatten
 from jaxllm.families.initialization import initial_values
 from jaxllm.state import Progress
+from tests.unit.jax_backend import cases
 
 
-def test_accumulating_equals_one_large_batch(tools, start):
+def test_accumulating_equals_one_large_batch(start):
     found = {}
     for micro_batch in (16, 4, 1):
-        run = tools.make_run(training={"precision": "fp64", "micro_batch": micro_batch})
-        found[micro_batch] = tools.take_steps(start(run), run, range(3))
+        run = cases.make_run(training={"precision": "fp64", "micro_batch": micro_batch})
+        found[micro_batch] = cases.take_steps(start(run), run, range(3))
     for micro_batch in (4, 1):
         assert found[micro_batch].losses == pytest.approx(found[16].losses, rel=1e-13)
         assert found[micro_batch].norms == pytest.approx(found[16].norms, rel=1e-12)
         for name, wanted in found[16].params.items():
-            assert tools.relative(found[micro_batch].params[name], wanted) <= tools.parameter_bound, name
+            assert cases.relative(found[micro_batch].params[name], wanted) <= cases.PARAMETER_BOUND, name
 
 
-def test_steps_equal_torch(tools, start):
+def test_steps_equal_torch(start):
     """Loss, clipping, update: three steps of the transformers model under torch.optim.AdamW."""
     import torch
 
-    run = tools.make_run(tools.gpt2, training={"precision": "fp64", "micro_batch": 8})
-    reference = tools.reference(run.model, "fp64")
+    run = cases.make_run(cases.GPT2, training={"precision": "fp64", "micro_batch": 8})
+    reference = cases.Reference(run.model, "fp64")
     from jaxllm.state import TrainingState
 
     backend = start(run, TrainingState(Progress(), reference))
-    ours = tools.take_steps(backend, run, range(3))
+    ours = cases.take_steps(backend, run, range(3))
     decays = {name: rule.decays for name, rule, _ in flatten(run.model.rules)}
     named = dict(reference.module.named_parameters())
     optimizer = torch.optim.AdamW(
@@ -49,33 +50,33 @@ def test_steps_equal_torch(tools, start):
     )
     for step in range(3):
         optimizer.zero_grad()
-        loss = reference.loss(tools.make_batch(step))
+        loss = reference.loss(cases.make_batch(step))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(list(named.values()), run.config.optimizer.clip_norm)
         optimizer.step()
         assert ours.losses[step] == pytest.approx(loss.item(), rel=1e-12)
         assert ours.norms[step] == pytest.approx(norm.item(), rel=1e-12)
     for name, parameter in named.items():
-        pair = (tools.without_key_bias(name, side) for side in (ours.params[name], parameter.detach().numpy()))
-        assert tools.relative(*pair) <= tools.parameter_bound, name
-        assert tools.relative(ours.exp_avg[name], optimizer.state[parameter]["exp_avg"].numpy()) <= 1e-11, name
-        assert tools.relative(ours.exp_avg_sq[name], optimizer.state[parameter]["exp_avg_sq"].numpy()) <= 1e-11, name
+        pair = (cases.without_key_bias(name, side) for side in (ours.params[name], parameter.detach().numpy()))
+        assert cases.relative(*pair) <= cases.PARAMETER_BOUND, name
+        assert cases.relative(ours.exp_avg[name], optimizer.state[parameter]["exp_avg"].numpy()) <= 1e-11, name
+        assert cases.relative(ours.exp_avg_sq[name], optimizer.state[parameter]["exp_avg_sq"].numpy()) <= 1e-11, name
 
 
-def test_the_step_compiles_once(tools, start):
-    run = tools.make_run()
+def test_the_step_compiles_once(start):
+    run = cases.make_run()
     backend = start(run)
-    tools.take_steps(backend, run, range(3))
+    cases.take_steps(backend, run, range(3))
     assert backend._started.train_step._cache_size() == 1
 
 
-def test_a_non_finite_step_leaves_everything_as_it_was(tools, start):
-    run = tools.make_run()
+def test_a_non_finite_step_leaves_everything_as_it_was(start):
+    run = cases.make_run()
     backend = start(run)
-    before = tools.take_steps(backend, run, [0])
-    poisoned = tools.make_batch(1)
+    before = cases.take_steps(backend, run, [0])
+    poisoned = cases.make_batch(1)
     poisoned.weights[0, 0] = np.inf
-    result = backend.step(poisoned, tools.hyper_of(1, run))
+    result = backend.step(poisoned, cases.hyper_of(1, run))
     assert not np.isfinite(float(result.loss))
     state = backend.export(Progress(2))
     for found, wanted in (
@@ -83,12 +84,12 @@ def test_a_non_finite_step_leaves_everything_as_it_was(tools, start):
     ):  # fmt: skip
         for name, values in wanted.items():
             np.testing.assert_array_equal(found.read(name), values)
-    assert np.isfinite(float(backend.step(tools.make_batch(2), tools.hyper_of(1, run)).loss))
+    assert np.isfinite(float(backend.step(cases.make_batch(2), cases.hyper_of(1, run)).loss))
 
 
-def test_initial_weights_are_the_counter_based_ones_bit_for_bit(tools, start):
-    for model in (tools.llama, tools.gpt2):
-        run = tools.make_run(model)
+def test_initial_weights_are_the_counter_based_ones_bit_for_bit(start):
+    for model in (cases.LLAMA, cases.GPT2):
+        run = cases.make_run(model)
         state = start(run, training=False).export(Progress())
         assert state.exp_avg is None
         assert list(state.params.names()) == [name for name, _, _ in flatten(run.model.rules)]
@@ -98,15 +99,15 @@ def test_initial_weights_are_the_counter_based_ones_bit_for_bit(tools, start):
             assert state.params.shape(name) == rule.shape
 
 
-def test_a_state_goes_in_and_out_bit_for_bit(tools, start):
+def test_a_state_goes_in_and_out_bit_for_bit(start):
     """Hugging Face -> JAX on a sharded mesh -> Hugging Face, weights and both moments, whole and in slices."""
-    for model in (tools.llama, tools.gpt2):
-        run = tools.make_run(model)
+    for model in (cases.LLAMA, cases.GPT2):
+        run = cases.make_run(model)
         backend = start(run)
-        tools.take_steps(backend, run, range(2))
+        cases.take_steps(backend, run, range(2))
         state = backend.export(Progress(2, 2, 32, 700))
         sharded = start(
-            tools.make_run(model, parallel={"data": 1, "fsdp": 4, "tensor": 2}, jax={"cpu_devices": 8}), state
+            cases.make_run(model, parallel={"data": 1, "fsdp": 4, "tensor": 2}, jax={"cpu_devices": 8}), state
         )  # fmt: skip
         again = sharded.export(state.progress)
         for before, after in (
@@ -120,9 +121,9 @@ def test_a_state_goes_in_and_out_bit_for_bit(tools, start):
                 np.testing.assert_array_equal(after.read(name, cut), before.read(name)[cut])
 
 
-def test_pretrained_weights_are_read_from_their_folder(tools, start, tmp_path):
-    run = tools.make_run(tools.gpt2)
-    reference = tools.reference(run.model, "fp32")
+def test_pretrained_weights_are_read_from_their_folder(start, tmp_path):
+    run = cases.make_run(cases.GPT2)
+    reference = cases.Reference(run.model, "fp32")
     reference.module.save_pretrained(tmp_path)
     pretrained = replace(run, model=replace(run.model, pretrained=str(tmp_path)))
     state = start(pretrained, training=False).export(Progress())
@@ -130,13 +131,13 @@ def test_pretrained_weights_are_read_from_their_folder(tools, start, tmp_path):
         np.testing.assert_array_equal(state.params.read(name), reference.read(name))
 
 
-def test_evaluation_sums_over_batches_and_ragged_ends(tools, start):
-    run = tools.make_run(training={"precision": "fp64", "micro_batch": 4})
-    reference = tools.reference(run.model, "fp64")
+def test_evaluation_sums_over_batches_and_ragged_ends(start):
+    run = cases.make_run(training={"precision": "fp64", "micro_batch": 4})
+    reference = cases.Reference(run.model, "fp64")
     from jaxllm.state import TrainingState
 
     backend = start(run, TrainingState(Progress(), reference), training=False)
-    batches = [tools.make_batch(1), tools.make_batch(2).select(0, 5)]
+    batches = [cases.make_batch(1), cases.make_batch(2).select(0, 5)]
     result = backend.evaluate(iter(batches))
     tokens = sum(batch.target_tokens for batch in batches)
     wanted = sum(reference.loss(batch).item() * batch.target_tokens for batch in batches)
@@ -145,30 +146,30 @@ def test_evaluation_sums_over_batches_and_ragged_ends(tools, start):
     assert start(run).evaluate([]).target_tokens == 0.0
 
 
-def test_dropout_depends_on_seed_step_and_micro_batch_and_is_off_in_evaluation(tools, start):
-    dropped = {**tools.gpt2, "resid_pdrop": 0.2, "embd_pdrop": 0.2, "attn_pdrop": 0.2}
-    batch = tools.make_batch(0)
+def test_dropout_depends_on_seed_step_and_micro_batch_and_is_off_in_evaluation(start):
+    dropped = {**cases.GPT2, "resid_pdrop": 0.2, "embd_pdrop": 0.2, "attn_pdrop": 0.2}
+    batch = cases.make_batch(0)
 
     def losses(seed: int, steps: int, **training: object) -> list[float]:
-        run = tools.make_run(dropped, optimizer={"learning_rate": 0.0}, training=training)
+        run = cases.make_run(dropped, optimizer={"learning_rate": 0.0}, training=training)
         run = replace(run, config=run.config.model_copy(update={"seed": seed}))
         backend = start(run)
-        found = [float(backend.step(batch, tools.hyper_of(step, run)).loss) for step in range(steps)]
+        found = [float(backend.step(batch, cases.hyper_of(step, run)).loss) for step in range(steps)]
         return [*found, backend.evaluate([batch]).loss_sum]
 
     first, again, other = losses(3, 2), losses(3, 2), losses(4, 2)
     assert first == again
     assert first[0] != first[1]
     assert first[0] != other[0]
-    without = start(tools.make_run(tools.gpt2, optimizer={"learning_rate": 0.0})).evaluate([batch]).loss_sum
+    without = start(cases.make_run(cases.GPT2, optimizer={"learning_rate": 0.0})).evaluate([batch]).loss_sum
     assert first[2] == pytest.approx(without, rel=1e-6)
     # Two equal halves get different masks.
     half = batch.select(0, 8)
     doubled = type(batch)(*(np.concatenate([getattr(half, f)] * 2) for f in batch.__dataclass_fields__))
-    run = tools.make_run(dropped, optimizer={"learning_rate": 0.0}, training={"micro_batch": 8})
-    halves = float(start(run).step(doubled, tools.hyper_of(0, run)).loss)
-    alone = tools.make_run(dropped, optimizer={"learning_rate": 0.0}, training={"global_batch": 8})
-    assert halves != float(start(alone).step(half, tools.hyper_of(0, alone)).loss)
+    run = cases.make_run(dropped, optimizer={"learning_rate": 0.0}, training={"micro_batch": 8})
+    halves = float(start(run).step(doubled, cases.hyper_of(0, run)).loss)
+    alone = cases.make_run(dropped, optimizer={"learning_rate": 0.0}, training={"global_batch": 8})
+    assert halves != float(start(alone).step(half, cases.hyper_of(0, alone)).loss)
 
 
 def test_dropout_keeps_the_mean_and_the_rate():
@@ -182,20 +183,20 @@ def test_dropout_keeps_the_mean_and_the_rate():
     assert (y != other).any()
 
 
-def test_calls_out_of_order_are_refused(tools, start):
+def test_calls_out_of_order_are_refused(start):
     from jaxllm.jax_backend import JaxBackend
 
     with pytest.raises(BackendError, match="call start first"):
-        JaxBackend().step(tools.make_batch(), tools.hyper_of(0, tools.make_run()))
-    run = tools.make_run()
+        JaxBackend().step(cases.make_batch(), cases.hyper_of(0, cases.make_run()))
+    run = cases.make_run()
     with pytest.raises(BackendError, match="without an optimiser"):
-        start(run, training=False).step(tools.make_batch(), tools.hyper_of(0, run))
+        start(run, training=False).step(cases.make_batch(), cases.hyper_of(0, run))
     with pytest.raises(ValueError, match="does not fit the 16 rows"):
-        start(run).step(tools.make_batch(rows=17), tools.hyper_of(0, run))
+        start(run).step(cases.make_batch(rows=17), cases.hyper_of(0, run))
 
 
-def test_one_process_has_all_rows_and_describes_itself(tools, start):
-    backend = start(tools.make_run())
+def test_one_process_has_all_rows_and_describes_itself(start):
+    backend = start(cases.make_run())
     assert (backend.shard.index, backend.shard.count) == (0, 1)
     assert backend.is_main
     assert backend.any(True)
@@ -209,6 +210,6 @@ def test_one_process_has_all_rows_and_describes_itself(tools, start):
     assert description["chip"] == "cpu"
 
 
-def test_a_batch_that_cannot_be_divided_is_refused(tools, start):
+def test_a_batch_that_cannot_be_divided_is_refused(start):
     with pytest.raises(ConfigError, match="global_batch"):
-        start(tools.make_run(training={"global_batch": 6}, parallel={"data": 8}, jax={"cpu_devices": 8}))
+        start(cases.make_run(training={"global_batch": 6}, parallel={"data": 8}, jax={"cpu_devices": 8}))

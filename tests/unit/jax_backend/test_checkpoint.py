@@ -10,24 +10,25 @@ import pytest
 from jaxllm.errors import CheckpointError
 from jaxllm.jax_backend.checkpoint import read_progress, read_training_state
 from jaxllm.state import Progress
+from tests.unit.jax_backend import cases
 
 PROGRESS = Progress(step=3, updates=3, samples=48, tokens=999)
 EIGHT = {"parallel": {"data": 2, "fsdp": 2, "tensor": 2}, "jax": {"cpu_devices": 8}}
 
 
 @pytest.fixture(scope="module")
-def saved(tools, tmp_path_factory):
+def saved(tmp_path_factory):
     """A checkpoint written by eight devices after three steps, and what was in it."""
     from jaxllm.jax_backend import JaxBackend
 
     folder = tmp_path_factory.mktemp("checkpoint")
-    run = tools.make_run(**EIGHT)
+    run = cases.make_run(**EIGHT)
     backend = JaxBackend()
     backend.start(run, None)
-    trajectory = tools.take_steps(backend, run, range(3))
+    trajectory = cases.take_steps(backend, run, range(3))
     backend.save(folder, PROGRESS)
     backend.wait()
-    after = tools.take_steps(backend, run, range(3, 5))
+    after = cases.take_steps(backend, run, range(3, 5))
     backend.close()
     return folder, trajectory, after
 
@@ -41,13 +42,13 @@ def assert_same(state, trajectory):
             np.testing.assert_array_equal(reader.read(name), values)
 
 
-def test_it_continues_bit_for_bit_on_the_same_mesh(tools, start, saved):
+def test_it_continues_bit_for_bit_on_the_same_mesh(start, saved):
     folder, trajectory, after = saved
-    run = tools.make_run(**EIGHT)
+    run = cases.make_run(**EIGHT)
     backend = start(run)
     backend.restore(folder)
     assert_same(backend.export(PROGRESS), trajectory)
-    again = tools.take_steps(backend, run, range(3, 5))
+    again = cases.take_steps(backend, run, range(3, 5))
     assert again.losses == after.losses
     for name, values in after.params.items():
         np.testing.assert_array_equal(again.params[name], values)
@@ -56,21 +57,21 @@ def test_it_continues_bit_for_bit_on_the_same_mesh(tools, start, saved):
 @pytest.mark.parametrize(
     "mesh", [{}, {"parallel": {"data": 1, "fsdp": 8}, "jax": {"cpu_devices": 8}}], ids=["one-device", "fsdp8"]
 )
-def test_it_is_restored_onto_another_mesh(tools, start, saved, mesh):
+def test_it_is_restored_onto_another_mesh(start, saved, mesh):
     folder, trajectory, after = saved
-    run = tools.make_run(**mesh)
+    run = cases.make_run(**mesh)
     backend = start(run)
-    backend.step(tools.make_batch(7), tools.hyper_of(0, run))
+    backend.step(cases.make_batch(7), cases.hyper_of(0, run))
     backend.restore(folder)
     for path, leaf in backend._started.params.items():
         assert leaf.sharding == backend._started.shardings[path]
     assert_same(backend.export(PROGRESS), trajectory)
-    assert tools.take_steps(backend, run, range(3, 5)).losses == pytest.approx(after.losses, rel=1e-5)
+    assert cases.take_steps(backend, run, range(3, 5)).losses == pytest.approx(after.losses, rel=1e-5)
 
 
-def test_weights_alone_are_restored_without_an_optimizer(tools, start, saved):
+def test_weights_alone_are_restored_without_an_optimizer(start, saved):
     folder, trajectory, _ = saved
-    backend = start(tools.make_run(), training=False)
+    backend = start(cases.make_run(), training=False)
     backend.restore(folder)
     state = backend.export(PROGRESS)
     assert state.exp_avg is None
@@ -78,9 +79,9 @@ def test_weights_alone_are_restored_without_an_optimizer(tools, start, saved):
         np.testing.assert_array_equal(state.params.read(name), values)
 
 
-def test_it_is_read_without_a_mesh(tools, saved):
+def test_it_is_read_without_a_mesh(saved):
     folder, trajectory, _ = saved
-    state = read_training_state(folder, tools.make_run().model)
+    state = read_training_state(folder, cases.make_run().model)
     assert state.progress == PROGRESS == read_progress(folder)
     assert_same(state, trajectory)
     name = state.params.names()[1]
@@ -88,10 +89,10 @@ def test_it_is_read_without_a_mesh(tools, saved):
     np.testing.assert_array_equal(state.params.read(name, cut), trajectory.params[name][cut])
 
 
-def test_float64_and_fused_tensors_are_read_without_a_mesh(tools, start, tmp_path):
-    run = tools.make_run(tools.gpt2, training={"precision": "fp64"})
+def test_float64_and_fused_tensors_are_read_without_a_mesh(start, tmp_path):
+    run = cases.make_run(cases.GPT2, training={"precision": "fp64"})
     backend = start(run)
-    trajectory = tools.take_steps(backend, run, range(1))
+    trajectory = cases.take_steps(backend, run, range(1))
     backend.save(tmp_path, PROGRESS)
     backend.wait()
     state = read_training_state(tmp_path, run.model)
@@ -99,20 +100,20 @@ def test_float64_and_fused_tensors_are_read_without_a_mesh(tools, start, tmp_pat
     assert_same(state, trajectory)
 
 
-def test_steps_taken_while_it_is_written_do_not_reach_it(tools, start, tmp_path):
+def test_steps_taken_while_it_is_written_do_not_reach_it(start, tmp_path):
     """The step donates the very buffers that are being saved."""
-    run = tools.make_run({**tools.llama, "hidden_size": 256, "intermediate_size": 1024})
+    run = cases.make_run({**cases.LLAMA, "hidden_size": 256, "intermediate_size": 1024})
     backend = start(run)
-    trajectory = tools.take_steps(backend, run, range(1))
+    trajectory = cases.take_steps(backend, run, range(1))
     backend.save(tmp_path, PROGRESS)
     for step in range(1, 4):
-        backend.step(tools.make_batch(step), tools.hyper_of(step, run))
+        backend.step(cases.make_batch(step), cases.hyper_of(step, run))
     backend.wait()
     assert_same(read_training_state(tmp_path, run.model), trajectory)
 
 
-def test_a_second_save_waits_for_the_first(tools, start, tmp_path):
-    run = tools.make_run()
+def test_a_second_save_waits_for_the_first(start, tmp_path):
+    run = cases.make_run()
     backend = start(run)
     for step in range(2):
         (tmp_path / str(step)).mkdir()
@@ -121,16 +122,16 @@ def test_a_second_save_waits_for_the_first(tools, start, tmp_path):
     assert [read_progress(tmp_path / str(step)).step for step in range(2)] == [0, 1]
 
 
-def test_what_is_no_checkpoint_is_refused(tools, start, saved, tmp_path):
-    run = tools.make_run()
+def test_what_is_no_checkpoint_is_refused(start, saved, tmp_path):
+    run = cases.make_run()
     with pytest.raises(CheckpointError, match="not a JAX checkpoint"):
         read_training_state(tmp_path, run.model)
     backend = start(run)
     with pytest.raises(CheckpointError, match="not a JAX checkpoint"):
         backend.restore(tmp_path)
     # A refused restore leaves the backend as it was.
-    assert np.isfinite(float(backend.step(tools.make_batch(), tools.hyper_of(0, run)).loss))
-    other = tools.make_run({**tools.llama, "num_hidden_layers": 3})
+    assert np.isfinite(float(backend.step(cases.make_batch(), cases.hyper_of(0, run)).loss))
+    other = cases.make_run({**cases.LLAMA, "num_hidden_layers": 3})
     with pytest.raises(CheckpointError, match="belongs to another model"):
         read_training_state(saved[0], other.model)
     backend = start(other)

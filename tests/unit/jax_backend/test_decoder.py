@@ -7,6 +7,7 @@ import pytest
 
 from jaxllm.data.batch import Batch
 from jaxllm.state import Progress, TrainingState
+from tests.unit.jax_backend import cases
 
 
 def full_logits(reference, tokens):
@@ -18,15 +19,15 @@ def full_logits(reference, tokens):
 
 @pytest.mark.parametrize("mesh", ["one", "eight"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_prefill_and_decode_equal_the_full_forward_pass(tools, start, family, mesh):
+def test_prefill_and_decode_equal_the_full_forward_pass(start, family, mesh):
     parallel = {"data": 1} if mesh == "one" else {"data": 2, "fsdp": 2, "tensor": 2}
-    run = tools.make_run(
-        getattr(tools, family),
+    run = cases.make_run(
+        getattr(family),
         training={"precision": "fp64"},
         parallel=parallel,
         jax={"cpu_devices": 1 if mesh == "one" else 8},
     )
-    reference = tools.reference(run.model, "fp64")
+    reference = cases.Reference(run.model, "fp64")
     decoder = start(run, TrainingState(Progress(), reference), training=False).decoder(40)
     tokens = np.random.default_rng(0).integers(0, 96, 40).tolist()
     wanted = full_logits(reference, tokens)
@@ -40,8 +41,8 @@ def test_prefill_and_decode_equal_the_full_forward_pass(tools, start, family, me
     assert decoder._run._cache_size() == 4
 
 
-def test_lengths_that_do_not_fit_are_refused(tools, start):
-    decoder = start(tools.make_run(), training=False).decoder(4)
+def test_lengths_that_do_not_fit_are_refused(start):
+    decoder = start(cases.make_run(), training=False).decoder(4)
     with pytest.raises(ValueError, match="prefill comes before decode"):
         decoder.decode(1)
     for prompt in ([], [1] * 5):

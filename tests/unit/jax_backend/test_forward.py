@@ -15,6 +15,7 @@ from jaxllm.jax_backend.precision import policy_of
 from jaxllm.jax_backend.sharding import Layout, parameter_shardings
 from jaxllm.jax_backend.step import DeviceBatch, loss_and_gradients
 from jaxllm.jax_backend.weights import LiveWeights, load_params
+from tests.unit.jax_backend import cases
 
 BOUND = {"fp64": 1e-12, "fp32": 1e-5}
 
@@ -36,13 +37,13 @@ VARIANTS = {
 class Side:
     """Our side of the comparison: the reference's weights in our model on one device."""
 
-    def __init__(self, tools, model, precision, reference=None, remat="none"):
-        self.mesh = create_mesh(tools.make_run().config)
+    def __init__(self, model, precision, reference=None, remat="none"):
+        self.mesh = create_mesh(cases.make_run().config)
         self.model = model
         self.network = build_network(model.spec, Runtime(policy_of(precision), Layout(self.mesh), remat))
         self.shardings = parameter_shardings(model.rules, self.mesh)
         self.params = load_params(
-            reference or tools.reference(model, precision), model.rules, self.shardings, self.network.runtime.policy.master
+            reference or cases.Reference(model, precision), model.rules, self.shardings, self.network.runtime.policy.master
         )
 
     def logits(self, batch):
@@ -61,31 +62,31 @@ class Side:
     ("variant", "precision"),
     [*((variant, "fp64") for variant in VARIANTS), ("llama", "fp32"), ("llama-biases", "fp32"), ("gpt2", "fp32")],
 )
-def test_logits_loss_and_gradients_equal_transformers(tools, variant, precision):
+def test_logits_loss_and_gradients_equal_transformers(variant, precision):
     family, option = VARIANTS[variant]
-    model = tools.resolve({**getattr(tools, family), **option})
-    reference = tools.reference(model, precision)
-    ours = Side(tools, model, precision, reference)
-    batch = tools.make_batch(rows=3, length=48)
+    model = cases.resolve({**getattr(family), **option})
+    reference = cases.Reference(model, precision)
+    ours = Side(model, precision, reference)
+    batch = cases.make_batch(rows=3, length=48)
     wanted_loss = reference.loss(batch)
     wanted_loss.backward()
     loss, gradients = ours.gradients(batch)
-    assert tools.relative(ours.logits(batch), reference.logits(batch).detach().numpy()) <= BOUND[precision]
+    assert cases.relative(ours.logits(batch), reference.logits(batch).detach().numpy()) <= BOUND[precision]
     assert abs(loss - wanted_loss.item()) <= BOUND[precision] * abs(wanted_loss.item())
-    distances = {name: tools.relative(gradients.read(name), wanted) for name, wanted in reference.gradients().items()}
+    distances = {name: cases.relative(gradients.read(name), wanted) for name, wanted in reference.gradients().items()}
     assert max(distances.values()) <= BOUND[precision], sorted(distances.items(), key=lambda item: -item[1])[:3]
 
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_long_sequences_catch_position_errors(tools, family, precision):
-    model = tools.resolve(getattr(tools, family))
-    reference = tools.reference(model, precision)
-    batch = tools.make_batch(rows=1, length=700, packed=False)
-    ours = Side(tools, model, precision, reference).logits(batch)
+def test_long_sequences_catch_position_errors(family, precision):
+    model = cases.resolve(getattr(family))
+    reference = cases.Reference(model, precision)
+    batch = cases.make_batch(rows=1, length=700, packed=False)
+    ours = Side(model, precision, reference).logits(batch)
     wanted = reference.logits(batch).detach().numpy()
-    assert tools.relative(ours, wanted) <= BOUND[precision]
-    assert tools.relative(ours[:, -50:], wanted[:, -50:]) <= BOUND[precision]
+    assert cases.relative(ours, wanted) <= BOUND[precision]
+    assert cases.relative(ours[:, -50:], wanted[:, -50:]) <= BOUND[precision]
 
 
 @pytest.mark.parametrize("head_dim", [8, 64, 80, 128])
@@ -104,10 +105,10 @@ def test_rotary_frequencies_are_transformers_to_the_last_bits(theta, head_dim):
     np.testing.assert_array_max_ulp(ours, wanted, maxulp=1)
 
 
-def test_padding_gives_no_nan(tools):
-    model = tools.resolve(tools.llama)
-    ours = Side(tools, model, "fp32")
-    batch = tools.make_batch(rows=2, length=16)
+def test_padding_gives_no_nan():
+    model = cases.resolve(cases.LLAMA)
+    ours = Side(model, "fp32")
+    batch = cases.make_batch(rows=2, length=16)
     batch.segments[1] = 0
     batch.weights[1] = 0.0
     loss, gradients = ours.gradients(batch)
@@ -116,45 +117,45 @@ def test_padding_gives_no_nan(tools):
     assert all(np.isfinite(gradients.read(name)).all() for name in gradients.names())
 
 
-def test_documents_of_a_packed_row_do_not_see_each_other(tools):
-    ours = Side(tools, tools.resolve(tools.llama), "fp64")
-    packed = tools.make_batch(rows=1, length=24)
+def test_documents_of_a_packed_row_do_not_see_each_other():
+    ours = Side(cases.resolve(cases.LLAMA), "fp64")
+    packed = cases.make_batch(rows=1, length=24)
     logits = ours.logits(packed)
     for segment in np.unique(packed.segments[packed.segments > 0]):
         part = packed.segments[0] == segment
         alone = type(packed)(*(getattr(packed, name)[:, part] for name in packed.__dataclass_fields__))
-        assert tools.relative(logits[:, part], ours.logits(alone)) <= 1e-12
+        assert cases.relative(logits[:, part], ours.logits(alone)) <= 1e-12
 
 
-def test_bfloat16_computes_in_bfloat16_and_stays_near_float32(tools):
-    model = tools.resolve(tools.llama)
-    batch = tools.make_batch(rows=2, length=32)
-    exact, rounded = Side(tools, model, "fp32", tools.reference(model, "fp32")), Side(tools, model, "bf16")
+def test_bfloat16_computes_in_bfloat16_and_stays_near_float32():
+    model = cases.resolve(cases.LLAMA)
+    batch = cases.make_batch(rows=2, length=32)
+    exact, rounded = Side(model, "fp32", cases.Reference(model, "fp32")), Side(model, "bf16")
     assert rounded.logits(batch).dtype == jnp.bfloat16
-    assert 1e-4 < tools.relative(rounded.logits(batch).astype(np.float32), exact.logits(batch)) < 3e-2
+    assert 1e-4 < cases.relative(rounded.logits(batch).astype(np.float32), exact.logits(batch)) < 3e-2
     loss, gradients = rounded.gradients(batch)
     wanted_loss, wanted = exact.gradients(batch)
     assert abs(loss - wanted_loss) < 1e-2 * wanted_loss
     assert gradients.read(gradients.names()[0]).dtype == np.float32
-    assert max(tools.relative(gradients.read(name), wanted.read(name)) for name in wanted.names()) < 0.1
+    assert max(cases.relative(gradients.read(name), wanted.read(name)) for name in wanted.names()) < 0.1
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
-def test_recomputing_changes_nothing(tools, remat):
-    model = tools.resolve(tools.llama)
-    batch = tools.make_batch(rows=2, length=32)
-    loss, gradients = Side(tools, model, "fp64").gradients(batch)
-    again, recomputed = Side(tools, model, "fp64", remat=remat).gradients(batch)
+def test_recomputing_changes_nothing(remat):
+    model = cases.resolve(cases.LLAMA)
+    batch = cases.make_batch(rows=2, length=32)
+    loss, gradients = Side(model, "fp64").gradients(batch)
+    again, recomputed = Side(model, "fp64", remat=remat).gradients(batch)
     assert again == pytest.approx(loss, rel=1e-14)
-    assert max(tools.relative(recomputed.read(name), gradients.read(name)) for name in gradients.names()) <= 1e-13
+    assert max(cases.relative(recomputed.read(name), gradients.read(name)) for name in gradients.names()) <= 1e-13
 
 
-def test_recomputing_saves_fewer_activations(tools):
-    model = tools.resolve({**tools.llama, "num_hidden_layers": 8})
-    batch = tools.make_batch(rows=8, length=128)
+def test_recomputing_saves_fewer_activations():
+    model = cases.resolve({**cases.LLAMA, "num_hidden_layers": 8})
+    batch = cases.make_batch(rows=8, length=128)
 
     def saved_bytes(remat: str) -> int:
-        side = Side(tools, model, "fp32", remat=remat)
+        side = Side(model, "fp32", remat=remat)
         fields = (batch.inputs, batch.targets, batch.weights, batch.positions, batch.segments)
         device_batch = DeviceBatch(*(jnp.asarray(field[None]) for field in fields))
         compute = jax.jit(lambda p: loss_and_gradients(side.network, side.shardings, p, device_batch, lambda _: None))
@@ -180,14 +181,14 @@ def _dtypes(jaxpr: jax.extend.core.Jaxpr) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_nothing_in_the_float64_step_is_narrower(tools, start, family):
-    run = tools.make_run(getattr(tools, family), training={"precision": "fp64", "micro_batch": 8})
+def test_nothing_in_the_float64_step_is_narrower(start, family):
+    run = cases.make_run(getattr(family), training={"precision": "fp64", "micro_batch": 8})
     backend = start(run)
     inner = backend._started
     from jaxllm.jax_backend.optimizer import step_scalars
 
-    scalars = step_scalars(tools.hyper_of(0, run), run.config.optimizer, np.dtype(np.float64))
-    batch = inner.feed(tools.make_batch())
+    scalars = step_scalars(cases.hyper_of(0, run), run.config.optimizer, np.dtype(np.float64))
+    batch = inner.feed(cases.make_batch())
     traced = jax.make_jaxpr(inner.train_step)(inner.params, inner.moments, batch, scalars, np.uint32(0))
     found = _dtypes(traced.jaxpr)
     assert ("dot_general", "float64") in found

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 from jaxllm.errors import ConfigError
 from jaxllm.jax_backend.mesh import create_mesh, mesh_sizes
 from jaxllm.jax_backend.sharding import parameter_shardings
+from tests.unit.jax_backend import cases
 
 MESHES = {
     "data8": {"data": 8},
@@ -21,35 +22,35 @@ EIGHT = {"cpu_devices": 8}
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_every_mesh_equals_one_device(tools, start, family):
-    model = getattr(tools, family)
-    run = tools.make_run(model, training={"precision": "fp64"})
-    wanted = tools.take_steps(start(run), run, range(3))
+def test_every_mesh_equals_one_device(start, family):
+    model = getattr(family)
+    run = cases.make_run(model, training={"precision": "fp64"})
+    wanted = cases.take_steps(start(run), run, range(3))
     for name, parallel in MESHES.items():
-        run = tools.make_run(model, training={"precision": "fp64", "micro_batch": 1}, parallel=parallel, jax=EIGHT)
+        run = cases.make_run(model, training={"precision": "fp64", "micro_batch": 1}, parallel=parallel, jax=EIGHT)
         backend = start(run)
-        found = tools.take_steps(backend, run, range(3))
+        found = cases.take_steps(backend, run, range(3))
         assert found.losses == pytest.approx(wanted.losses, rel=1e-12), name
         assert found.norms == pytest.approx(wanted.norms, rel=1e-11), name
         for tensor, values in wanted.params.items():
-            pair = (tools.without_key_bias(tensor, side) for side in (found.params[tensor], values))
-            assert tools.relative(*pair) <= tools.parameter_bound, (name, tensor)
+            pair = (cases.without_key_bias(tensor, side) for side in (found.params[tensor], values))
+            assert cases.relative(*pair) <= cases.PARAMETER_BOUND, (name, tensor)
 
 
-def test_dropout_is_the_same_on_every_mesh(tools, start):
-    dropped = {**tools.gpt2, "resid_pdrop": 0.2, "embd_pdrop": 0.2, "attn_pdrop": 0.2}
+def test_dropout_is_the_same_on_every_mesh(start):
+    dropped = {**cases.GPT2, "resid_pdrop": 0.2, "embd_pdrop": 0.2, "attn_pdrop": 0.2}
     losses = []
     for parallel, cpu_devices in (({"data": 1}, 1), ({"data": 2, "fsdp": 2, "tensor": 2}, 8)):
-        run = tools.make_run(dropped, training={"precision": "fp64"}, parallel=parallel, jax={"cpu_devices": cpu_devices})
-        losses.append(float(start(run).step(tools.make_batch(), tools.hyper_of(0, run)).loss))
+        run = cases.make_run(dropped, training={"precision": "fp64"}, parallel=parallel, jax={"cpu_devices": cpu_devices})
+        losses.append(float(start(run).step(cases.make_batch(), cases.hyper_of(0, run)).loss))
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 
 @pytest.mark.parametrize("mesh", ["fsdp8", "fsdp4-tensor2"])
-def test_shards_really_are_shards(tools, start, mesh):
-    run = tools.make_run(parallel=MESHES[mesh], jax=EIGHT)
+def test_shards_really_are_shards(start, mesh):
+    run = cases.make_run(parallel=MESHES[mesh], jax=EIGHT)
     backend = start(run)
-    backend.step(tools.make_batch(), tools.hyper_of(0, run))
+    backend.step(cases.make_batch(), cases.hyper_of(0, run))
     inner = backend._started
     total = held = 0
     for path, leaf in [*inner.params.items(), *inner.moments.exp_avg.items(), *inner.moments.exp_avg_sq.items()]:
@@ -60,8 +61,8 @@ def test_shards_really_are_shards(tools, start, mesh):
     assert held <= total / 8 * 1.05
 
 
-def test_parameters_are_cut_as_the_table_says(tools):
-    run = tools.make_run(tools.gpt2, parallel={"data": 1, "fsdp": 4, "tensor": 2}, jax=EIGHT)
+def test_parameters_are_cut_as_the_table_says():
+    run = cases.make_run(cases.GPT2, parallel={"data": 1, "fsdp": 4, "tensor": 2}, jax=EIGHT)
     shardings = parameter_shardings(run.model.rules, create_mesh(run.config))
     specs = {path: sharding.spec for path, sharding in shardings.items()}
     assert specs["embed.embedding"] == PartitionSpec(("tensor",), ("fsdp",))
@@ -73,15 +74,15 @@ def test_parameters_are_cut_as_the_table_says(tools):
     assert specs["layers.attention.query.bias"] == PartitionSpec(None, ("tensor",), ("fsdp",))
 
 
-def test_an_odd_vocabulary_is_cut_along_the_hidden_dimension(tools, start):
-    model = {**tools.llama, "vocab_size": 97}
+def test_an_odd_vocabulary_is_cut_along_the_hidden_dimension(start):
+    model = {**cases.LLAMA, "vocab_size": 97}
     parallel = {"data": 1, "fsdp": 4, "tensor": 2}
-    run = tools.make_run(model, training={"precision": "fp64"}, parallel=parallel, jax=EIGHT)
+    run = cases.make_run(model, training={"precision": "fp64"}, parallel=parallel, jax=EIGHT)
     backend = start(run)
     assert backend._started.shardings["head.kernel"].spec == PartitionSpec(("fsdp", "tensor"), None)
-    found = float(backend.step(tools.make_batch(), tools.hyper_of(0, run)).loss)
-    alone = tools.make_run(model, training={"precision": "fp64"})
-    assert found == pytest.approx(float(start(alone).step(tools.make_batch(), tools.hyper_of(0, alone)).loss), rel=1e-12)
+    found = float(backend.step(cases.make_batch(), cases.hyper_of(0, run)).loss)
+    alone = cases.make_run(model, training={"precision": "fp64"})
+    assert found == pytest.approx(float(start(alone).step(cases.make_batch(), cases.hyper_of(0, alone)).loss), rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +94,9 @@ def test_an_odd_vocabulary_is_cut_along_the_hidden_dimension(tools, start):
         ({}, {"expert": 2}, "parallel.expert", "no supported family has experts"),
     ],
 )
-def test_impossible_meshes_are_refused_on_one_device(tools, start, model, parallel, key, message):
+def test_impossible_meshes_are_refused_on_one_device(start, model, parallel, key, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        start(tools.make_run({**tools.llama, **model}, parallel=parallel))
+        start(cases.make_run({**cases.LLAMA, **model}, parallel=parallel))
     assert caught.value.key == key
 
 
@@ -109,33 +110,33 @@ def test_impossible_meshes_are_refused_on_one_device(tools, start, model, parall
         ({"intermediate_size": 50}, {"tensor": 4, "fsdp": 2}, "parallel.tensor", "4 does not divide the MLP's inner size"),
     ],
 )
-def test_impossible_meshes_are_refused_on_eight_devices(tools, start, model, parallel, key, message):
-    keys = {**tools.llama, "num_key_value_heads": 4, **model}
+def test_impossible_meshes_are_refused_on_eight_devices(start, model, parallel, key, message):
+    keys = {**cases.LLAMA, "num_key_value_heads": 4, **model}
     with pytest.raises(ConfigError, match=message) as caught:
-        start(tools.make_run(keys, parallel={"data": -1, **parallel}, jax=EIGHT))
+        start(cases.make_run(keys, parallel={"data": -1, **parallel}, jax=EIGHT))
     assert caught.value.key == key
 
 
-def test_more_cpu_devices_than_the_process_has_are_refused(tools, start):
+def test_more_cpu_devices_than_the_process_has_are_refused(start):
     with pytest.raises(ConfigError, match="already runs with 8 CPU devices") as caught:
-        start(tools.make_run(jax={"cpu_devices": 16}, parallel={"data": -1}))
+        start(cases.make_run(jax={"cpu_devices": 16}, parallel={"data": -1}))
     assert caught.value.key == "jax.cpu_devices"
 
 
-def test_data_takes_the_rest(tools):
-    sizes = mesh_sizes(tools.make_run(parallel={"data": -1, "fsdp": 2}).config.parallel, 8)
+def test_data_takes_the_rest():
+    sizes = mesh_sizes(cases.make_run(parallel={"data": -1, "fsdp": 2}).config.parallel, 8)
     assert sizes == {"data": 4, "fsdp": 2, "expert": 1, "context": 1, "tensor": 1}
 
 
-def test_gradients_of_sharded_parameters_are_never_whole(tools, start):
+def test_gradients_of_sharded_parameters_are_never_whole(start):
     """The compiled step gathers one layer's weights at a time, never the stack of all layers."""
-    run = tools.make_run({**tools.llama, "num_hidden_layers": 6}, parallel={"data": 1, "fsdp": 8}, jax=EIGHT)
+    run = cases.make_run({**cases.LLAMA, "num_hidden_layers": 6}, parallel={"data": 1, "fsdp": 8}, jax=EIGHT)
     backend = start(run)
     inner = backend._started
     from jaxllm.jax_backend.optimizer import step_scalars
 
-    scalars = step_scalars(tools.hyper_of(0, run), run.config.optimizer, np.dtype(np.float32))
-    batch = inner.feed(tools.make_batch())
+    scalars = step_scalars(cases.hyper_of(0, run), run.config.optimizer, np.dtype(np.float32))
+    batch = inner.feed(cases.make_batch())
     text = inner.train_step.lower(inner.params, inner.moments, batch, scalars, np.uint32(0)).compile().as_text()
     gathers = [line for line in text.splitlines() if " all-gather(" in line or " all-gather-start(" in line]
     assert gathers

@@ -12,6 +12,7 @@ import torch
 from jaxllm.backend import Hyper
 from jaxllm.config.schema import OptimizerConfig
 from jaxllm.jax_backend.optimizer import adamw, clip_factor, step_scalars
+from tests.unit.jax_backend import cases
 
 DECAYS = {"matrix": True, "bias": False}
 
@@ -65,11 +66,11 @@ def train_jax(config, dtype, steps):
 
 @pytest.mark.parametrize("betas", [(0.9, 0.95), (0.4, 0.999)], ids=["usual", "lerp-from-the-far-end"])
 @pytest.mark.parametrize("clip_norm", [1.0, None])
-def test_a_thousand_steps_equal_torch_in_float64(tools, betas, clip_norm):
+def test_a_thousand_steps_equal_torch_in_float64(betas, clip_norm):
     config = OptimizerConfig(learning_rate=1e-3, betas=betas, weight_decay=0.1, clip_norm=clip_norm)
     ours, wanted = train_jax(config, np.float64, 1000), train_torch(config, np.float64, 1000)
     for name in DECAYS:
-        assert tools.relative(ours[name], wanted[name]) <= 1e-12
+        assert cases.relative(ours[name], wanted[name]) <= 1e-12
         assert np.abs(ours[name] - wanted[name]).max() <= 1e-12 * np.abs(wanted[name]).max()
 
 
@@ -84,10 +85,10 @@ def test_one_step_equals_torch_to_the_last_bits_in_float32():
     assert (np.abs(ours["matrix"] - wanted["matrix"]) <= unit + np.spacing(moved)).all()
 
 
-def test_a_hundred_steps_stay_within_rounding_in_float32(tools):
+def test_a_hundred_steps_stay_within_rounding_in_float32():
     config = OptimizerConfig(learning_rate=1e-3)
     ours, wanted = train_jax(config, np.float32, 100), train_torch(config, np.float32, 100)
-    assert max(tools.relative(ours[name], wanted[name]) for name in DECAYS) <= 1e-6
+    assert max(cases.relative(ours[name], wanted[name]) for name in DECAYS) <= 1e-6
 
 
 @pytest.mark.parametrize("norm", [0.0, 0.5, 1.0 - 1e-7, 1.0, 1.5, 1e6])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -12,6 +10,7 @@ from jaxllm.jax_backend.model.runtime import Runtime
 from jaxllm.jax_backend.network import build_network
 from jaxllm.jax_backend.precision import policy_of
 from jaxllm.jax_backend.sharding import Layout
+from tests.unit.jax_backend import cases
 
 LLAMA_OPTIONS = [
     {"attention_bias": attention_bias, "mlp_bias": mlp_bias, "tie_word_embeddings": tied, "num_key_value_heads": kv_heads}
@@ -24,11 +23,11 @@ GPT2_OPTIONS = [
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_every_parameter_is_as_its_rule_says(tools, family):
-    base, options = (tools.llama, LLAMA_OPTIONS) if family == "llama" else (tools.gpt2, GPT2_OPTIONS)
-    mesh = create_mesh(tools.make_run().config)
+def test_every_parameter_is_as_its_rule_says(family):
+    base, options = (cases.LLAMA, LLAMA_OPTIONS) if family == "llama" else (cases.GPT2, GPT2_OPTIONS)
+    mesh = create_mesh(cases.make_run().config)
     for option in options:
-        model = tools.resolve({**base, **option})
+        model = cases.resolve({**base, **option})
         network = build_network(model.spec, Runtime(policy_of("fp64"), Layout(mesh)))
         # A fused query, key and value has one pattern for all three, whose heads are as many.
         same = {"kv_heads": "heads"} if model.spec.attention.kv_heads == model.spec.attention.heads else {}
@@ -39,11 +38,11 @@ def test_every_parameter_is_as_its_rule_says(tools, family):
         assert {shape.dtype for shape in network.shapes.values()} == {np.dtype(np.float64)}
 
 
-def test_layers_are_stacked_and_scanned(tools):
+def test_layers_are_stacked_and_scanned():
     shapes = {
         layers: build_network(
-            tools.resolve({**tools.llama, "num_hidden_layers": layers}).spec,
-            Runtime(policy_of("fp32"), Layout(create_mesh(tools.make_run().config))),
+            cases.resolve({**cases.LLAMA, "num_hidden_layers": layers}).spec,
+            Runtime(policy_of("fp32"), Layout(create_mesh(cases.make_run().config))),
         ).shapes
         for layers in (1, 5)
     }
