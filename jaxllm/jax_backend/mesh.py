@@ -72,7 +72,15 @@ def _count(devices: int) -> str:
 def create_mesh(config: RunConfig) -> Mesh:
     """The mesh of a run.  Its axes are Auto: the compiler propagates shardings from parameters, batch and constraints."""
     devices = run_devices(config)
-    sizes = mesh_sizes(config.parallel, len(devices))
+    return _mesh(mesh_sizes(config.parallel, len(devices)), devices)
+
+
+def single_device_mesh() -> Mesh:
+    """The first device of this process by itself."""
+    return _mesh(dict.fromkeys(MESH_AXES, 1), jax.local_devices()[:1])
+
+
+def _mesh(sizes: dict[str, int], devices: list[jax.Device]) -> Mesh:
     return jax.make_mesh(
         tuple(sizes[axis] for axis in MESH_AXES), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
     )

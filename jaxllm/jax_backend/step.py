@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 from jaxllm.config.schema import OptimizerConfig
 from jaxllm.jax_backend.loss import token_loss_sum
 from jaxllm.jax_backend.model.dropout import step_key
+from jaxllm.jax_backend.model.tap import NO_TAP, Tap
 from jaxllm.jax_backend.network import Network, Params
 from jaxllm.jax_backend.optimizer import Moments, StepScalars, clip_factor
 
@@ -44,9 +45,11 @@ TrainStep = Callable[
 EvaluationStep = Callable[[Params, DeviceBatch], tuple[jax.Array, jax.Array]]
 
 
-def loss_sum(network: Network, params: Mapping[str, jax.Array], micro: DeviceBatch, key: jax.Array | None) -> jax.Array:
+def loss_sum(
+    network: Network, params: Mapping[str, jax.Array], micro: DeviceBatch, key: jax.Array | None, tap: Tap = NO_TAP
+) -> jax.Array:
     """Sum of weighted token losses of one micro-batch; params as they are used, in the compute dtype."""
-    logits_BSV = network.bind(params)(micro.inputs, micro.positions, micro.segments, key)
+    logits_BSV = network.bind(params)(micro.inputs, micro.positions, micro.segments, key, tap)
     return token_loss_sum(logits_BSV, micro.targets, micro.weights, network.runtime.policy)
 
 

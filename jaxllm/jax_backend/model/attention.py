@@ -17,6 +17,7 @@ from jaxllm.jax_backend.model.dropout import Site, dropout
 from jaxllm.jax_backend.model.linear import Linear
 from jaxllm.jax_backend.model.rope import rotate
 from jaxllm.jax_backend.model.runtime import Runtime
+from jaxllm.jax_backend.model.tap import NO_TAP, Tap
 from jaxllm.jax_backend.precision import Policy
 
 
@@ -34,13 +35,14 @@ class Context(NamedTuple):
     """What every layer of one forward pass shares.
 
     mask_BST: which key each query sees.  rotary: cosine and sine, if positions are rotary.  key: of dropout, if there is any.
-    offset: index of the first query in the cache, if there is one.
+    offset: index of the first query in the cache, if there is one.  tap: what looks at the activations.
     """
 
     mask: jax.Array
     rotary: tuple[jax.Array, jax.Array] | None = None
     key: jax.Array | None = None
     offset: jax.Array | None = None
+    tap: Tap = NO_TAP
 
 
 def segment_mask(segments_BS: jax.Array) -> jax.Array:
@@ -105,6 +107,8 @@ class Attention(nnx.Module):
         value_BSKD = constrain(self.value(x_BSE), "batch", "sequence", "kv_heads", None)
         if context.rotary is not None:
             query_BSHD, key_BSKD = rotate(query_BSHD, context.rotary), rotate(key_BSKD, context.rotary)
+        query_BSHD, key_BSKD = context.tap("query", query_BSHD), context.tap("key", key_BSKD)
+        value_BSKD = context.tap("value", value_BSKD)
         if cache is not None:
             cache = _remember(cache, key_BSKD, value_BSKD, context)
             key_BSKD, value_BSKD = cache

@@ -25,9 +25,12 @@ class Block(nnx.Module):
         self.layout = runtime.layout
 
     def __call__(self, x_BSE: jax.Array, context: Context, cache: CacheT) -> tuple[jax.Array, CacheT]:
-        rate = self.residual_dropout
-        attended_BSE, cache = self.attention(self.attention_norm(x_BSE), context, cache)
+        rate, tap = self.residual_dropout, context.tap
+        normed_BSE = tap("attention_norm", self.attention_norm(x_BSE))
+        attended_BSE, cache = self.attention(normed_BSE, context, cache)
+        attended_BSE = tap("attention_output", attended_BSE)
         x_BSE = x_BSE + dropout(attended_BSE, rate, context.key, Site.ATTENTION_OUTPUT)
-        x_BSE = self.layout.constrain(x_BSE, "batch", "sequence", "hidden")
-        x_BSE = x_BSE + dropout(self.mlp(self.mlp_norm(x_BSE)), rate, context.key, Site.MLP_OUTPUT)
-        return self.layout.constrain(x_BSE, "batch", "sequence", "hidden"), cache
+        x_BSE = tap("attention_residual", self.layout.constrain(x_BSE, "batch", "sequence", "hidden"))
+        normed_BSE = tap("mlp_norm", self.mlp_norm(x_BSE))
+        x_BSE = x_BSE + dropout(tap("mlp_output", self.mlp(normed_BSE)), rate, context.key, Site.MLP_OUTPUT)
+        return tap("residual", self.layout.constrain(x_BSE, "batch", "sequence", "hidden")), cache

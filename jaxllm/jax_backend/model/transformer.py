@@ -21,6 +21,7 @@ from jaxllm.jax_backend.model.norm import Norm
 from jaxllm.jax_backend.model.parameter import stacked
 from jaxllm.jax_backend.model.rope import rotary_tables
 from jaxllm.jax_backend.model.runtime import Runtime
+from jaxllm.jax_backend.model.tap import NO_TAP, Points, Tap
 from jaxllm.jax_backend.precision import Policy
 
 _REMAT_POLICIES: dict[str, Callable[..., Any]] = {
@@ -48,13 +49,18 @@ class Transformer(nnx.Module):
         self.runtime = runtime
 
     def __call__(
-        self, inputs_BS: jax.Array, positions_BS: jax.Array, segments_BS: jax.Array, key: jax.Array | None = None
+        self,
+        inputs_BS: jax.Array,
+        positions_BS: jax.Array,
+        segments_BS: jax.Array,
+        key: jax.Array | None = None,
+        tap: Tap = NO_TAP,
     ) -> jax.Array:
-        """Logits (B, S, V) in the compute dtype.  key: turns dropout on, where the spec has any."""
-        context = Context(segment_mask(segments_BS), self._rotary(positions_BS), key)
-        x_BSE = self._embed(inputs_BS, positions_BS, key)
+        """Logits (B, S, V) in the compute dtype.  key: turns dropout on, where the spec has any.  tap: sees every point."""
+        context = Context(segment_mask(segments_BS), self._rotary(positions_BS), key, tap=tap)
+        x_BSE = tap("embedding", self._embed(inputs_BS, positions_BS, key))
         x_BSE, _ = self._layers(x_BSE, context, None)
-        return self._logits(x_BSE)
+        return self._logits(x_BSE, tap)
 
     def decode(self, tokens_BS: jax.Array, offset: jax.Array, last: jax.Array, cache: KeyValue) -> tuple[jax.Array, KeyValue]:
         """Logits (B, V) after token `last` of `tokens`, which continue the cache at `offset`; and the longer cache."""
@@ -64,7 +70,7 @@ class Transformer(nnx.Module):
         context = Context(mask, self._rotary(positions_BS), offset=offset)
         x_BSE, new_cache = self._layers(self._embed(tokens_BS, positions_BS, None), context, cache)
         x_BSE = jax.lax.dynamic_slice_in_dim(x_BSE, last, 1, axis=1)
-        return self._logits(x_BSE)[:, 0], new_cache
+        return self._logits(x_BSE, context.tap)[:, 0], new_cache
 
     def _rotary(self, positions_BS: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         if self.spec.rope is None:
@@ -84,23 +90,29 @@ class Transformer(nnx.Module):
         """All layers in one scan, so that compile time does not grow with their number."""
         graphdef, stack = nnx.split(self.layers, graph=False)
 
-        def layer(x_BSE: jax.Array, inputs: tuple[Any, jax.Array, CacheT]) -> tuple[jax.Array, CacheT]:
-            weights, index, layer_cache = inputs
+        def layer(
+            x_BSE: jax.Array, inputs: tuple[Any, jax.Array, CacheT, Points | None]
+        ) -> tuple[jax.Array, tuple[CacheT, Points | None]]:
+            weights, index, layer_cache, offsets = inputs
             key = None if context.key is None else jax.random.fold_in(context.key, index)
+            tap = context.tap.of_layer(offsets)
             block = nnx.merge(graphdef, weights)
-            return block(x_BSE, context._replace(key=key), layer_cache)
+            x_BSE, layer_cache = block(x_BSE, context._replace(key=key, tap=tap), layer_cache)
+            return x_BSE, (layer_cache, tap.records())
 
         if self.runtime.remat != "none":
             # A scan's body runs apart from its backward pass: no common subexpression could undo the recomputation.
             layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.runtime.remat], prevent_cse=False)
         indices = jnp.arange(self.spec.layers, dtype=jnp.int32)
-        outputs: tuple[jax.Array, CacheT] = jax.lax.scan(layer, x_BSE, (stack, indices, cache))
-        return outputs
+        inputs = (stack, indices, cache, context.tap.layer_offsets())
+        x_BSE, (new_cache, records) = jax.lax.scan(layer, x_BSE, inputs)
+        context.tap.keep_layers(records)
+        return x_BSE, new_cache
 
-    def _logits(self, x_BSE: jax.Array) -> jax.Array:
-        x_BSE = self.final_norm(x_BSE)
+    def _logits(self, x_BSE: jax.Array, tap: Tap) -> jax.Array:
+        x_BSE = tap("final_norm", self.final_norm(x_BSE))
         logits_BSV = self.embed.attend(x_BSE) if self.head is None else self.head(x_BSE)
-        return self.runtime.layout.constrain(logits_BSV, "batch", "sequence", "vocab")
+        return tap("logits", self.runtime.layout.constrain(logits_BSV, "batch", "sequence", "vocab"))
 
 
 def empty_cache(spec: ModelSpec, policy: Policy, batch: int, length: int) -> KeyValue:
