@@ -1,7 +1,7 @@
 """Model families as data: Hugging Face config -> ModelSpec and the table of weight rules.
 
-Adding a family: one file here that defines ARCHITECTURE, BASE_PREFIX, MAX_POSITIONS_KEY, Keys, spec and rules, one entry in
-FAMILIES, one run file, one line in the test tables.
+Adding a family: one file here that defines ARCHITECTURE, BASE_PREFIX, MAX_POSITIONS_KEY, POINTS, Keys, spec and rules, one
+entry in FAMILIES, one run file, one line in the test tables.
 """
 
 from __future__ import annotations
@@ -19,10 +19,22 @@ from jaxllm.config.schema import ModelConfig, RunConfig
 from jaxllm.errors import ConfigError
 from jaxllm.families import gpt2, llama
 from jaxllm.families.keys import BOOKKEEPING_KEYS
+from jaxllm.families.points import ModulePoint
 from jaxllm.families.spec import Model, ModelSpec
 from jaxllm.families.weights import WeightRule, flatten
 
-__all__ = ["FAMILIES", "Model", "ModelSpec", "WeightRule", "check_sequence_length", "flatten", "resolve_model", "stored_names"]
+__all__ = [
+    "FAMILIES",
+    "Model",
+    "ModelSpec",
+    "ModulePoint",
+    "WeightRule",
+    "check_sequence_length",
+    "flatten",
+    "module_points",
+    "resolve_model",
+    "stored_names",
+]
 
 FAMILIES: dict[str, ModuleType] = {"llama": llama, "gpt2": gpt2}
 
@@ -79,6 +91,16 @@ def stored_names(model: Model, stored: Collection[str]) -> dict[str, str]:
         if match is not None:
             found[name] = match
     return found
+
+
+def module_points(model: Model) -> dict[str, ModulePoint]:
+    """Where the points of `jaxllm.probe` lie in the transformers model, by point, all but `logits`, which is its output."""
+    points: dict[str, ModulePoint] = FAMILIES[model.family].POINTS
+    expanded = {}
+    for point, place in points.items():
+        for layer in range(model.spec.layers if "{layer}" in point else 1):
+            expanded[point.format(layer=layer)] = place.of_layer(layer)
+    return expanded
 
 
 def _model(family: str, keys: Any, vocab_size: int | None, key: str, pretrained: str | None) -> Model:

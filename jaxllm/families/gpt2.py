@@ -9,12 +9,27 @@ from pydantic import Field, model_validator
 
 from jaxllm.families.initialization import Initializer
 from jaxllm.families.keys import ACTIVATIONS, ActivationName, HuggingFaceKeys, check_pad_token
+from jaxllm.families.points import ModulePoint
 from jaxllm.families.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec
 from jaxllm.families.weights import WeightRule
 
 ARCHITECTURE = "GPT2LMHeadModel"
 BASE_PREFIX = "transformer."
 MAX_POSITIONS_KEY = "n_positions"
+_LAYER = "transformer.h.{layer}"
+POINTS = {
+    "embedding": ModulePoint("transformer.h.0", "input"),
+    "layers.{layer}.attention_norm": ModulePoint(f"{_LAYER}.ln_1"),
+    "layers.{layer}.query": ModulePoint(f"{_LAYER}.attn", "query"),
+    "layers.{layer}.key": ModulePoint(f"{_LAYER}.attn", "key"),
+    "layers.{layer}.value": ModulePoint(f"{_LAYER}.attn", "value"),
+    "layers.{layer}.attention_output": ModulePoint(f"{_LAYER}.attn.c_proj"),
+    "layers.{layer}.attention_residual": ModulePoint(f"{_LAYER}.ln_2", "input"),
+    "layers.{layer}.mlp_norm": ModulePoint(f"{_LAYER}.ln_2"),
+    "layers.{layer}.mlp_output": ModulePoint(f"{_LAYER}.mlp"),
+    "layers.{layer}.residual": ModulePoint(_LAYER),
+    "final_norm": ModulePoint("transformer.ln_f"),
+}
 
 
 class Keys(HuggingFaceKeys):

@@ -10,12 +10,27 @@ from pydantic import ConfigDict, Field, model_validator
 
 from jaxllm.families.initialization import Initializer
 from jaxllm.families.keys import ACTIVATIONS, ActivationName, HuggingFaceKeys, check_pad_token
+from jaxllm.families.points import ModulePoint
 from jaxllm.families.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
 from jaxllm.families.weights import WeightRule
 
 ARCHITECTURE = "LlamaForCausalLM"
 BASE_PREFIX = "model."
 MAX_POSITIONS_KEY = "max_position_embeddings"
+_LAYER = "model.layers.{layer}"
+POINTS = {
+    "embedding": ModulePoint("model.layers.0", "input"),
+    "layers.{layer}.attention_norm": ModulePoint(f"{_LAYER}.input_layernorm"),
+    "layers.{layer}.query": ModulePoint(f"{_LAYER}.self_attn", "query"),
+    "layers.{layer}.key": ModulePoint(f"{_LAYER}.self_attn", "key"),
+    "layers.{layer}.value": ModulePoint(f"{_LAYER}.self_attn", "value"),
+    "layers.{layer}.attention_output": ModulePoint(f"{_LAYER}.self_attn.o_proj"),
+    "layers.{layer}.attention_residual": ModulePoint(f"{_LAYER}.post_attention_layernorm", "input"),
+    "layers.{layer}.mlp_norm": ModulePoint(f"{_LAYER}.post_attention_layernorm"),
+    "layers.{layer}.mlp_output": ModulePoint(f"{_LAYER}.mlp"),
+    "layers.{layer}.residual": ModulePoint(_LAYER),
+    "final_norm": ModulePoint("model.norm"),
+}
 
 
 class RopeParameters(HuggingFaceKeys):

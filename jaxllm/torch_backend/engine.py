@@ -1,4 +1,4 @@
-"""What runs the model and updates it: a DeepSpeed engine, or plain torch for float64 and where nothing is trained.
+"""What runs the model and updates it: a DeepSpeed engine, or plain torch for float64, probes and where nothing is trained.
 
 Both are driven by the same micro-batch loop (`jaxllm.torch_backend.step`).
 """
@@ -89,7 +89,10 @@ def _prepare(model: Any, run: Run) -> None:
 
 
 class PlainEngine:
-    """torch without DeepSpeed: float64 training, and evaluation or generation in any precision."""
+    """torch without DeepSpeed: float64 training, and probes, evaluation or generation in any precision.
+
+    It trains as a DeepSpeed engine does at stage 0, with fp32 masters over a bf16 model.
+    """
 
     def __init__(self, run: Run, group: Group, training: bool) -> None:
         config = run.config
@@ -97,11 +100,12 @@ class PlainEngine:
         self._group = group
         with self.numerics():
             self._model = build_model(run.model, config.deepspeed.attention, self.dtype, group.device)
-        named = dict(self._model.named_parameters())
+        self._masters = MasterWeights(self._model) if training and self.dtype == torch.bfloat16 else None
+        named = dict(self._model.named_parameters()) if self._masters is None else self._masters.named_masters()
         self._parameters = {name: named[name] for name, _, _ in flatten(run.model.rules)}
         groups = parameter_groups(self._parameters, run.model.rules, config.optimizer)
         self._optimizer = ClippedAdamW(groups, config.optimizer)
-        self._store = ReplicatedStore(self._parameters, self._optimizer)
+        self._store = ReplicatedStore(self._parameters, self._optimizer, self._masters)
         if training:
             _prepare(self._model, run)
 
@@ -127,7 +131,17 @@ class PlainEngine:
         _set_learning_rate(self._optimizer, learning_rate)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        self._store.publish()
         return self._optimizer._global_grad_norm  # noqa: SLF001 - the name DeepSpeed reads it by
+
+    def take_gradients(self) -> dict[str, torch.Tensor]:
+        """What `backward` has accumulated, by Hugging Face name and in the masters' dtype; nothing is left accumulated."""
+        taken = {
+            name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            for name, parameter in self._parameters.items()
+        }
+        self._optimizer.zero_grad(set_to_none=True)
+        return taken
 
     def close(self) -> None:
         self._optimizer.state.clear()

@@ -71,6 +71,11 @@ def join() -> Group:
     return Group(distributed.get_rank(), distributed.get_world_size(), device, joined)
 
 
+def alone() -> Group:
+    """A group of this process alone, without a torch process group: for what never talks to another process."""
+    return Group(0, 1, _device(int(os.environ.get("LOCAL_RANK", "0"))), joined=False)
+
+
 def _use_current_collectives(communicator: Any) -> None:
     """Give DeepSpeed the names torch has today for two collectives; the ones it looks up warn at every call."""
     if hasattr(distributed, "all_gather_single"):

@@ -36,7 +36,14 @@ class Loop:
         return torch.tensor(value, dtype=torch.float64, device=self.group.device)
 
     def step(self, batch: Batch, hyper: Hyper, step: int) -> StepResult:
-        """Forward and backward over the micro-batches, then one update.
+        """Forward and backward over the micro-batches, then one update."""
+        with mode(self.engine.model, training=True):
+            loss, tokens = self.accumulate(batch, step)
+            norm = self.engine.update(hyper.learning_rate)
+        return StepResult(loss=loss, gradient_norm=norm, target_tokens=tokens)
+
+    def accumulate(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward and backward over the micro-batches (collective): the loss and the target tokens of the GLOBAL batch.
 
         The loss is divided by the number of target tokens of the GLOBAL batch, which is therefore summed over processes
         before the first backward pass; the factor `world` undoes the mean that every engine takes over processes.
@@ -44,19 +51,17 @@ class Loop:
         tokens = self.group.sum(self._float64(batch.target_tokens))
         total = self._float64(0.0)
         micro_batches = list(split(batch, self.plan.micro_batch))
-        with mode(self.engine.model, training=True):
-            for number, micro_batch in enumerate(micro_batches):
-                self._seed_dropout(step, number)
-                loss_sum = self._loss_sum(micro_batch)
-                total += loss_sum.detach()
-                loss = loss_sum * (self.group.world / tokens)
-                if number == len(micro_batches) - 1:
-                    # A loss that is NaN or infinite on any process makes every gradient NaN, and thereby every engine, at
-                    # every stage, leaves the update out by its own check of the norm.
-                    loss = loss * torch.where(torch.isfinite(self.group.sum(total)), 1.0, torch.nan).to(loss.dtype)
-                self.engine.backward(loss)
-            norm = self.engine.update(hyper.learning_rate)
-        return StepResult(loss=total / tokens, gradient_norm=norm, target_tokens=tokens)
+        for number, micro_batch in enumerate(micro_batches):
+            self._seed_dropout(step, number)
+            loss_sum = self._loss_sum(micro_batch)
+            total += loss_sum.detach()
+            loss = loss_sum * (self.group.world / tokens)
+            if number == len(micro_batches) - 1:
+                # A loss that is NaN or infinite on any process makes every gradient NaN, and thereby every engine, at every
+                # stage, leaves the update out by its own check of the norm.
+                loss = loss * torch.where(torch.isfinite(self.group.sum(total)), 1.0, torch.nan).to(loss.dtype)
+            self.engine.backward(loss)
+        return total / tokens, tokens
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationResult:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch.nn import Parameter
 
@@ -52,11 +53,17 @@ class Store(Protocol):
 def load_state(store: Store, state: TrainingState) -> None:
     """Overwrite masters, moments and step count (collective)."""
     store.begin_load(state.progress.updates)
-    for name in store.names():
-        store.fill(name, "params", state.params)
     for kind in _MOMENTS:
         for name in store.names():
             store.fill(name, kind, getattr(state, kind))
+    load_params(store, state.params)
+
+
+@torch.no_grad()
+def load_params(store: Store, params: TensorReader) -> None:
+    """Overwrite the masters alone (collective)."""
+    for name in store.names():
+        store.fill(name, "params", params)
     store.publish()
 
 
@@ -134,7 +141,7 @@ class ReplicatedStore:
         if reader is None:
             target.zero_()
         else:
-            target.copy_(torch.from_numpy(reader.read(name)))
+            target.copy_(torch.from_numpy(np.require(reader.read(name), requirements="W")))  # torch warns of read-only arrays
 
     def publish(self) -> None:
         if self._masters is not None:

@@ -1,0 +1,117 @@
+"""TorchProbe: the transformers model laid open for comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from jaxllm.backend import Hyper
+from jaxllm.config.batch import BatchPlan
+from jaxllm.config.schema import BackendName
+from jaxllm.data.batch import Batch
+from jaxllm.errors import BackendError
+from jaxllm.families import ModulePoint, module_points
+from jaxllm.probe import Array, Pass
+from jaxllm.run import Run
+from jaxllm.state.training_state import TensorReader
+from jaxllm.torch_backend.capture import capture as capture_points
+from jaxllm.torch_backend.engine import PlainEngine
+from jaxllm.torch_backend.group import alone
+from jaxllm.torch_backend.model import mode
+from jaxllm.torch_backend.step import Loop
+from jaxllm.torch_backend.transfer import Store, load_params
+from jaxllm.torch_backend.weights import check_shapes
+
+_LOGITS = {"logits": ModulePoint("")}  # what the whole model returns
+
+
+class TorchProbe:
+    """A `jaxllm.probe.Probe` of the unmodified transformers model, in one process and without a process group.
+
+    Every precision runs on `PlainEngine`: fp64 is the true float64 reference; bf16 is a bf16 model whose gradients are summed
+    up in fp32 and whose fp32 masters are updated.  Model, micro-batches, loss, clipping and AdamW are the code that the
+    backend trains with at ZeRO stage 0; only the DeepSpeed engine around them is left out, which there changes no bit.
+    """
+
+    name: BackendName = "deepspeed"
+
+    def __init__(self) -> None:
+        self._group = alone()
+        self._loaded: tuple[Run, PlainEngine] | None = None
+
+    @property
+    def _model(self) -> tuple[Run, PlainEngine]:
+        if self._loaded is None:
+            raise BackendError("the probe was used before `load`")
+        return self._loaded
+
+    def load(self, run: Run, params: TensorReader) -> None:
+        """Build the model of `run` in its precision and fill it with `params`.  CheckpointError when they do not fit."""
+        check_shapes(run.model, params)
+        self._loaded = None  # frees the model before the next one is made
+        torch.set_float32_matmul_precision("highest")  # fp32 means fp32: no TF32
+        engine = PlainEngine(run, self._group, training=True)
+        load_params(engine.store, params)
+        self._loaded = run, engine
+
+    def passes(self, batch: Batch, *, capture: bool = False) -> Pass:
+        """Forward and backward over all rows; gradients and cotangents are those of the mean loss over target tokens."""
+        run, engine = self._model
+        points = {**module_points(run.model), **_LOGITS} if capture else _LOGITS
+        with capture_points(engine.model, points, gradients=capture) as recording:
+            loss = self._accumulate(batch, whole=capture)
+        values = _arrays(recording.values())
+        return Pass(
+            loss=loss,
+            logits=values["logits"],
+            gradients=_arrays(engine.take_gradients()),
+            values=values if capture else {},
+            cotangents=_arrays(recording.cotangents()) if capture else {},
+        )
+
+    def after_step(self, batch: Batch, hyper: Hyper) -> Mapping[str, Array]:
+        """The masters after one update, whose bias corrections are those of a first update."""
+        _, engine = self._model
+        engine.store.begin_load(updates=0)
+        with _kept(engine.store):
+            self._accumulate(batch)
+            engine.update(hyper.learning_rate)
+            stepped = _arrays({name: engine.store.gather(name, "params") for name in engine.store.names()})
+        engine.close()  # frees the moments
+        return stepped
+
+    def _accumulate(self, batch: Batch, *, whole: bool = False) -> float:
+        """The loss of a batch, its gradients left in the engine.  whole: in one micro-batch."""
+        run, engine = self._model
+        config = run.config
+        rows = batch.rows if whole else config.training.micro_batch or batch.rows
+        plan = BatchPlan(rows, -(-batch.rows // rows))
+        loop = Loop(engine, self._group, plan, config.deepspeed.attention, config.seed)
+        with mode(engine.model, training=False):
+            loss, _ = loop.accumulate(batch, step=0)
+        return float(loss)
+
+
+@contextmanager
+def _kept(store: Store) -> Iterator[None]:
+    """Whatever becomes of the parameters within, afterwards they are as before, to the last bit."""
+    before = {name: store.gather(name, "params").clone() for name in store.names()}
+    try:
+        yield
+    finally:
+        for name, values in before.items():
+            store.gather(name, "params").copy_(values)
+        store.publish()
+
+
+def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+    """Copies on the host, in fp32, or in fp64 where they are that already."""
+    return {name: _array(tensor) for name, tensor in tensors.items()}
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    values: Array = tensor.detach().to("cpu", dtype, copy=True).contiguous().numpy()
+    return values
