@@ -5,35 +5,62 @@ Accelerators need none of this: one process drives all local devices, and a pod 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import FrameType
+from typing import IO
 
 from jaxllm.jax_backend.distributed import Rendezvous
 
-# How long the other workers may take to finish by themselves once one has failed: they are waiting for it in a collective.
+# How long the other workers may take to end by themselves once one has failed: they may be about to say the same, or be
+# waiting for it in a collective, for ever.
 GRACE_SECONDS = 5.0
+
+_POLL_SECONDS = 0.05
+
+
+@dataclass
+class _Worker:
+    """A process of the run.  errors: what it says on standard error, but for process 0, who speaks for itself."""
+
+    index: int
+    process: subprocess.Popen[bytes]
+    errors: IO[bytes] | None
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status as a shell gives it (128 + the signal that killed it), None while it runs."""
+        code = self.process.poll()
+        return 128 - code if code is not None and code < 0 else code
 
 
 def launch(argv: Sequence[str], processes: int) -> int:
-    """Run `python -m jaxllm ARGV` in `processes` processes that form one run; the first failure's exit status, or 0.
+    """Run `jaxllm ARGV` in `processes` processes that form one run; 0, or the exit status of the first that fails.
 
-    SIGTERM and SIGINT are passed on to every worker, which finishes its step and saves.  When one worker dies the others,
+    Only process 0 writes to the terminal; what another one says before it fails is shown when process 0 has not failed too.
+    SIGTERM and SIGINT are passed on to every worker, which finishes its step and saves.  When one worker dies, the others,
     who would wait for it for ever, are ended.
     """
+    return run_workers((sys.executable, "-m", "jaxllm", *argv), processes)
+
+
+def run_workers(command: Sequence[str], processes: int) -> int:
+    """`launch` of any command."""
     coordinator = f"127.0.0.1:{_free_port()}"
-    workers = [_start(argv, Rendezvous(coordinator, index, processes)) for index in range(processes)]
-    with _forwarding(workers):
-        try:
+    with ExitStack() as stack:
+        workers = [_start(stack, command, Rendezvous(coordinator, index, processes)) for index in range(processes)]
+        stack.callback(_end, workers)
+        with _forwarding(workers):
             return _wait(workers)
-        finally:
-            _end(workers)
 
 
 def _free_port() -> int:
@@ -42,18 +69,37 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _start(argv: Sequence[str], rendezvous: Rendezvous) -> subprocess.Popen[bytes]:
-    # In its own process group, so that Ctrl-C in a terminal reaches it once, from us, and not twice.
+def _start(stack: ExitStack, command: Sequence[str], rendezvous: Rendezvous) -> _Worker:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", **rendezvous.environment()}
-    return subprocess.Popen([sys.executable, "-m", "jaxllm", *argv], env=environment, start_new_session=True)
+    errors: IO[bytes] | None = None
+    if rendezvous.index:
+        errors = stack.enter_context(tempfile.TemporaryFile())
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL if rendezvous.index else None,
+        stderr=errors,
+        # In a session of its own Ctrl-C in a terminal reaches it once, from us, and not twice.
+        start_new_session=True,
+        preexec_fn=_die_with_launcher,  # noqa: PLW1509 - safe: the launcher has one thread
+    )
+    return _Worker(rendezvous.index, process, errors)
+
+
+def _die_with_launcher() -> None:
+    """Ask Linux for a SIGTERM when the launcher is killed, so that the run is saved and does not go on unseen."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 @contextmanager
-def _forwarding(workers: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _forwarding(workers: Sequence[_Worker]) -> Iterator[None]:
     def forward(number: int, _: FrameType | None) -> None:
         for worker in workers:
-            if worker.poll() is None:
-                worker.send_signal(number)
+            if worker.status is None:
+                worker.process.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -63,31 +109,41 @@ def _forwarding(workers: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
+def _wait(workers: Sequence[_Worker]) -> int:
     """The status of the run: 0 when every worker ends with 0, else that of the first that does not."""
-    while True:
-        states = [worker.poll() for worker in workers]
-        failed = [state for state in states if state]
-        if failed:
-            return _status(failed[0])
-        if all(state == 0 for state in states):
+    while not (failed := [worker for worker in workers if worker.status]):
+        if all(worker.status == 0 for worker in workers):
             return 0
-        time.sleep(0.05)
+        time.sleep(_POLL_SECONDS)
+    first = failed[0]
+    _until_ended(workers, GRACE_SECONDS)
+    if not workers[0].status:
+        _report(first)
+    return first.status or 0
 
 
-def _status(returncode: int) -> int:
-    """A worker's status as a shell gives it: 128 + the signal that killed it."""
-    return 128 - returncode if returncode < 0 else returncode
+def _report(worker: _Worker) -> None:
+    """Say what a worker other than process 0 said before it failed."""
+    said = ""
+    if worker.errors is not None:
+        worker.errors.seek(0)
+        said = worker.errors.read().decode(errors="replace").strip()
+    for line in (said or f"ended with status {worker.status} without a word").splitlines():
+        sys.stderr.write(f"[process {worker.index}] {line}\n")
 
 
-def _end(workers: Sequence[subprocess.Popen[bytes]]) -> None:
-    deadline = time.monotonic() + GRACE_SECONDS
-    for signal_worker in (subprocess.Popen.terminate, subprocess.Popen.kill):
-        while time.monotonic() < deadline and any(worker.poll() is None for worker in workers):
-            time.sleep(0.05)
+def _until_ended(workers: Sequence[_Worker], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(worker.status is None for worker in workers):
+        time.sleep(_POLL_SECONDS)
+
+
+def _end(workers: Sequence[_Worker]) -> None:
+    """End what still runs: asked first, then killed."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
         for worker in workers:
-            if worker.poll() is None:
-                signal_worker(worker)
-        deadline = time.monotonic() + GRACE_SECONDS
+            if worker.status is None:
+                worker.process.send_signal(number)
+        _until_ended(workers, GRACE_SECONDS)
     for worker in workers:
-        worker.wait()
+        worker.process.wait()

@@ -14,8 +14,8 @@ import numpy as np
 
 from jaxllm.jax_backend import JaxBackend
 from jaxllm.state import Progress
-from tests.unit.jax_backend.cases import hyper_of, make_batch, read_all
 from tests.distributed.jax_cases import MESHES, mesh_run
+from tests.unit.jax_backend.cases import hyper_of, make_batch, read_all
 
 
 def main(folder: Path) -> None:

@@ -56,6 +56,7 @@ def alone():
     results = [backend.step(make_batch(step), hyper_of(step, run)) for step in range(3)]
     evaluated = backend.evaluate([make_batch(8), make_batch(9)])
     params = read_all(backend.export(Progress(3)).params)
+    backend.step(make_batch(3), hyper_of(3, run))
     decoded = backend.decoder(24).prefill(list(range(20)))
     backend.close()
     losses, norms = ([float(getattr(result, name)) for result in results] for name in ("loss", "gradient_norm"))

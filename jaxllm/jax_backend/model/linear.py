@@ -31,10 +31,14 @@ class Embedding(nnx.Module):
 
     def __init__(self, rows: int, size: int, axes: Sequence[str], runtime: Runtime) -> None:
         self.embedding = parameter((rows, size), axes, runtime)
+        self.rows_axis = axes[0]
         self.runtime = runtime
 
     def __call__(self, indices: jax.Array) -> jax.Array:
-        return jnp.take(self.embedding[...], indices, axis=0)
+        # Looked up with whole rows: rows that are cut would come out cut along the hidden dimension by devices that should
+        # hold other sequences, and the compiler would gather all of them to sort that out.
+        table = self.runtime.layout.constrain(self.embedding[...], self.rows_axis, "hidden")
+        return jnp.take(table, indices, axis=0)
 
     def attend(self, x_BSE: jax.Array) -> jax.Array:
         """Logits (B, S, rows)."""
