@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import platform
 from importlib import metadata
@@ -9,7 +10,6 @@ from typing import Any
 
 import jax
 import pytest
-import torch
 from click.testing import CliRunner
 
 from jaxllm.cli import doctor as module
@@ -21,11 +21,9 @@ def test_json() -> None:
     report: dict[str, Any] = json.loads(said.stdout)
     assert report["python"] == platform.python_version()
     assert report["packages"]["jax"] == jax.__version__
-    assert report["packages"]["torch"] == torch.__version__
-    assert [(backend["backend"], backend["works"], backend["platform"]) for backend in report["backends"]] == [
-        ("jax", True, "cpu"),
-        ("deepspeed", True, "cpu" if not torch.cuda.is_available() else "cuda"),
-    ]
+    works = {backend["backend"]: backend["works"] for backend in report["backends"]}
+    assert works == {"jax": True, "deepspeed": "torch" in report["packages"]}
+    assert report["backends"][0]["devices"]
     assert report["requirements"] == []
     assert said.exit_code == 0
 
@@ -35,7 +33,8 @@ def test_text() -> None:
     assert lines[0].startswith(f"python      {platform.python_version()} on ")
     assert "--backend jax" in lines
     assert "--backend deepspeed" in lines
-    assert sum(line.startswith("  works on ") for line in lines) == 2
+    installed = importlib.util.find_spec("torch") is not None
+    assert sum(line.startswith("  works on ") for line in lines) == 1 + installed
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:

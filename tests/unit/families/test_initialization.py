@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.stats
-import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +13,8 @@ from jaxllm.config.schema import ModelConfig
 from jaxllm.families import flatten, initialization, resolve_model
 from jaxllm.families.initialization import Initializer, initial_values
 from tests.unit.families.cases import CASES
+
+torch = pytest.importorskip("torch", reason="needs the deepspeed extra")
 
 NORMAL = Initializer("normal", 0.02)
 

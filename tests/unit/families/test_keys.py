@@ -186,6 +186,7 @@ def test_sequence_longer_than_the_positions() -> None:
 
 
 def test_from_a_folder_of_transformers(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="needs the deepspeed extra")
     config = transformers.LlamaConfig(**{k: v for k, v in LLAMA.items() if k != "family"})
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
     loaded = model(**{"from": str(tmp_path)})

@@ -12,6 +12,8 @@ from jaxllm.config.schema import ModelConfig
 from jaxllm.families import flatten, resolve_model, stored_names
 from tests.unit.families.cases import CASES
 
+pytest.importorskip("torch", reason="needs the deepspeed extra")
+
 
 def tensors(folder: Path) -> dict[str, tuple[int, ...]]:
     with safe_open(folder / "model.safetensors", "numpy") as file:
