@@ -165,5 +165,18 @@ def test_micro_batches_are_the_rows_in_order() -> None:
     np.testing.assert_array_equal(np.concatenate([part.inputs for part in parts]), batch.inputs)
 
 
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler about torch
+@pytest.mark.parametrize(("precision", "stage"), [("fp32", 0), ("fp32", 2), ("fp32", 3), ("bf16", 0)])
+def test_torch_compile_changes_rounding_only(precision: str, stage: int) -> None:
+    losses = []
+    for torch_compile in (False, True):
+        backend = create_backend("deepspeed")
+        backend.start(make_run(precision=precision, zero_stage=stage, torch_compile=torch_compile), None)
+        losses.append([float(backend.step(make_batch(step), make_hyper(step)).loss) for step in range(3)])
+        backend.close()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5 if precision == "fp32" else 1e-3)
+
+
 if __name__ == "__main__":
     GOLDEN.write_text(json.dumps(_generated(), indent=2) + "\n")

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils import _pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from jaxllm.errors import BackendError
 from jaxllm.run import Run
@@ -24,6 +19,7 @@ from jaxllm.torch_backend.model import build_model, model_inputs, packed_mask
 from jaxllm.torch_backend.transfer import load_state
 from jaxllm.torch_backend.weights import InitialWeights
 from tests.distributed.deepspeed_cases import MODELS, make_batch, make_run
+from tests.unit.torch_backend.spy import Spy
 
 ATTENTIONS = ["sdpa", "eager"]
 CPU = torch.device("cpu")
@@ -35,31 +31,12 @@ def _engine(run: Run, training: bool = True) -> PlainEngine:
     return engine
 
 
-class _Spy(TorchDispatchMode):
-    """Counts the operations that yield less than float64."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = 0
-        self.lower: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        self.seen += 1
-        for leaf in _pytree.tree_leaves(output):
-            if isinstance(leaf, torch.Tensor) and leaf.dtype in (torch.float32, torch.bfloat16, torch.float16):
-                self.lower[str(func)] += 1
-        return output
-
-
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("family", list(MODELS))
 def test_the_float64_reference_has_no_lower_operation(family: str, attention: str) -> None:
     engine = _engine(make_run(family, precision="fp64", attention=attention))
     inputs = model_inputs(make_batch(0), attention, torch.float64, CPU)  # type: ignore[arg-type]
-    with _Spy() as spy:
+    with Spy() as spy:
         with engine.numerics():
             loss = weighted_loss(forward(engine, inputs), inputs.targets, inputs.weights)
         engine.backward(loss)
@@ -73,7 +50,7 @@ def test_the_spy_sees_what_a_plain_double_model_does_in_float32() -> None:
     run = make_run("llama")
     model = build_model(run.model, "sdpa", torch.float64, CPU)
     inputs = model_inputs(make_batch(0), "sdpa", torch.float64, CPU)
-    with _Spy() as spy, torch.no_grad():
+    with Spy() as spy, torch.no_grad():
         model(input_ids=inputs.tokens, attention_mask=inputs.mask, position_ids=inputs.positions)
     assert spy.lower
 
