@@ -59,7 +59,8 @@ class Loop:
             if number == len(micro_batches) - 1:
                 # A loss that is NaN or infinite on any process makes every gradient NaN, and thereby every engine, at every
                 # stage, leaves the update out by its own check of the norm.
-                loss = loss * torch.where(torch.isfinite(self.group.sum(total)), 1.0, torch.nan).to(loss.dtype)
+                finite = torch.isfinite(self.group.sum(total))
+                loss = loss * torch.where(finite, self._float64(1.0), self._float64(torch.nan)).to(loss.dtype)
             self.engine.backward(loss)
         return total / tokens, tokens
 
