@@ -1,0 +1,75 @@
+"""Layouts: the ways to lay a run out over backends, processes and devices that parity compares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxllm.config.schema import BackendName, Precision
+
+MESH_DEVICES = 8
+"""Virtual CPU devices of the meshes that are tried."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where and how a run is computed.
+
+    precision: fp32, bf16 or fp64.  data, fsdp, tensor: axes of a JAX mesh.  processes, zero_stage: of DeepSpeed, or the
+    number of processes that share the mesh.
+    """
+
+    backend: BackendName
+    precision: Precision
+    zero_stage: int = 0
+    processes: int = 1
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    @property
+    def devices(self) -> int:
+        """Devices over all processes."""
+        return self.data * self.fsdp * self.tensor if self.backend == "jax" else self.processes
+
+    @property
+    def data_parallel(self) -> int:
+        """Groups of devices that see different rows."""
+        return self.data * self.fsdp if self.backend == "jax" else self.processes
+
+    @property
+    def name(self) -> str:
+        """How a person calls it."""
+        if self.backend == "deepspeed":
+            # DeepSpeed has no float64: the backend runs the same model and optimiser without its engine.
+            engine = "PyTorch" if self.precision == "fp64" else f"DeepSpeed ZeRO {self.zero_stage}"
+            return f"{engine}, {self.processes} process{'es' if self.processes > 1 else ''}"
+        axes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        mesh = " x ".join(f"{axis} {size}" for axis, size in axes.items() if size > 1) or "1 device"
+        return f"JAX, {mesh}" + (f", {self.processes} processes" if self.processes > 1 else "")
+
+    @property
+    def slug(self) -> str:
+        """The name as part of a folder's."""
+        return f"{self.precision}-{self.name}".lower().replace(", ", "-").replace(" ", "-")
+
+
+def one_device(backend: BackendName, precision: Precision) -> Layout:
+    """One process on one device, nothing sharded."""
+    return Layout(backend, precision)
+
+
+def deepspeed_layouts(precision: Precision, stages: Sequence[int], processes: Sequence[int]) -> list[Layout]:
+    """DeepSpeed at every stage over every number of processes; fp64, which it does not have, without stages."""
+    wanted = (0,) if precision == "fp64" else tuple(stages)
+    return [Layout("deepspeed", precision, stage, count) for count in processes for stage in wanted]
+
+
+def mesh_layouts(precision: Precision) -> list[Layout]:
+    """The meshes of eight devices."""
+    return [
+        Layout("jax", precision, data=8),
+        Layout("jax", precision, fsdp=8),
+        Layout("jax", precision, fsdp=4, tensor=2),
+        Layout("jax", precision, data=2, fsdp=2, tensor=2),
+    ]
