@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from jaxllm.config.schema import RunConfig
+from jaxllm.config.schema import ParallelConfig, RunConfig
 from jaxllm.families import Model
 
 
@@ -15,3 +15,14 @@ class Run:
     config: RunConfig
     model: Model
     total_steps: int
+
+
+def on_one_device(run: Run) -> Run:
+    """The same model and numbers, laid out for one device and one process."""
+    config = run.config
+    single = {
+        "parallel": ParallelConfig(data=1),
+        "jax": config.jax.model_copy(update={"cpu_devices": 1}),
+        "deepspeed": config.deepspeed.model_copy(update={"zero_stage": 0}),
+    }
+    return replace(run, config=config.model_copy(update=single))

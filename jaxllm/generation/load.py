@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxllm.config import RunConfig, load_run
-from jaxllm.config.schema import ParallelConfig
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import JaxllmError
 from jaxllm.families import resolve_model
-from jaxllm.run import Run
+from jaxllm.run import Run, on_one_device
 from jaxllm.run_folder import RunFolder
 from jaxllm.state.store import Checkpoint, CheckpointStore
 
@@ -46,7 +45,7 @@ def _from_run(folder: RunFolder, step: int | None, report: Callable[[str], None]
     checkpoint = store.open(step) if step is not None else store.latest(report)
     if checkpoint is None:
         raise JaxllmError(f"{folder.path} has no whole checkpoint yet; train it with: jaxllm train {folder.config} --resume")
-    return Trained(_one_device(config), Tokenizer.load(str(folder.tokenizer)), checkpoint)
+    return Trained(_run(config), Tokenizer.load(str(folder.tokenizer)), checkpoint)
 
 
 def _from_pretrained(folder: Path) -> Trained:
@@ -60,16 +59,13 @@ def _from_pretrained(folder: Path) -> Trained:
             "training": {"steps": 1, "global_batch": 1},
         }
     )
-    return Trained(_one_device(config), tokenizer, None)
+    return Trained(_run(config), tokenizer, None)
 
 
-def _one_device(config: RunConfig) -> Run:
-    single = ParallelConfig(data=1)
-    jax = config.jax.model_copy(update={"cpu_devices": 1})
-    deepspeed = config.deepspeed.model_copy(update={"zero_stage": 0})
-    training = config.training.model_copy(update={"micro_batch": None})
-    config = config.model_copy(update={"parallel": single, "jax": jax, "deepspeed": deepspeed, "training": training})
-    return Run(config, resolve_model(config.model), total_steps=1)
+def _run(config: RunConfig) -> Run:
+    training = config.training.model_copy(update={"micro_batch": None})  # what fitted many devices need not fit one
+    config = config.model_copy(update={"training": training})
+    return on_one_device(Run(config, resolve_model(config.model), total_steps=1))
 
 
 def _listed(steps: list[int]) -> str:

@@ -27,9 +27,10 @@ from jaxllm.jax_backend.precision import policy_of
 from jaxllm.jax_backend.process import configure_process
 from jaxllm.jax_backend.sharding import Layout, data_parallel, parameter_shardings
 from jaxllm.jax_backend.step import EvaluationStep, TrainStep, build_evaluation_step, build_train_step
-from jaxllm.jax_backend.weights import InitialWeights, LiveWeights, load_params
+from jaxllm.jax_backend.weights import LiveWeights, load_params
 from jaxllm.run import Run
-from jaxllm.state import Progress, SafetensorsReader, TensorReader, TrainingState
+from jaxllm.state import Progress, TrainingState
+from jaxllm.state.initial import check_shapes, initial_weights
 
 
 @dataclass
@@ -84,7 +85,9 @@ class JaxBackend:
         rules = run.model.rules
         shardings = parameter_shardings(rules, mesh)
         master = runtime.policy.master
-        params = load_params(_initial_reader(run, state), rules, shardings, master)
+        source = state.params if state is not None else initial_weights(run.model, config.seed)
+        check_shapes(run.model, source)
+        params = load_params(source, rules, shardings, master)
         decays = {path: rule.decays for rule in rules for path in rule.paths}
         optimizer = adamw(config.optimizer, decays)
         moments: Moments[jax.Array] | None = None
@@ -216,12 +219,3 @@ class JaxBackend:
         finally:
             self._state = None
             distributed.leave()
-
-
-def _initial_reader(run: Run, state: TrainingState | None) -> TensorReader:
-    """Where the first weights come from: a state, a pretrained folder, or the initialiser."""
-    if state is not None:
-        return state.params
-    if run.model.pretrained is not None:
-        return SafetensorsReader(Path(run.model.pretrained))
-    return InitialWeights(run.model.rules, run.config.seed)

@@ -13,33 +13,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllm.families import WeightRule, flatten
-from jaxllm.families.initialization import initial_values
 from jaxllm.jax_backend.network import Params
 from jaxllm.state import TensorReader
 from jaxllm.state.training_state import Array
 
 Index = tuple[slice, ...]
-
-
-class InitialWeights:
-    """The counter-based initial weights as a TensorReader."""
-
-    def __init__(self, rules: Sequence[WeightRule], seed: int) -> None:
-        self._rules = {name: rule for name, rule, _ in flatten(rules)}
-        self._seed = seed
-
-    def names(self) -> Sequence[str]:
-        """Hugging Face names, in checkpoint order."""
-        return list(self._rules)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-        return self._rules[name].shape
-
-    def read(self, name: str, index: Sequence[slice] | None = None) -> Array:
-        """Initial values, or a slice of them, float32."""
-        rule = self._rules[name]
-        return initial_values(rule.init, self._seed, name, rule.shape, index)
 
 
 def load_params(

@@ -17,6 +17,7 @@ from jaxllm.config.schema import BackendName, RunConfig
 from jaxllm.data.batch import Batch, Shard
 from jaxllm.errors import BackendError, ConfigError
 from jaxllm.run import Run
+from jaxllm.state.initial import check_shapes, initial_weights
 from jaxllm.state.portable import read_state, write_state
 from jaxllm.state.training_state import Progress, TensorReader, TrainingState
 from jaxllm.torch_backend.decoder import TorchDecoder
@@ -24,7 +25,6 @@ from jaxllm.torch_backend.engine import Engine, create_engine
 from jaxllm.torch_backend.group import Group, join
 from jaxllm.torch_backend.step import Loop
 from jaxllm.torch_backend.transfer import export_state, load_state
-from jaxllm.torch_backend.weights import check_shapes, initial_weights
 
 
 class DeepSpeedBackend:
@@ -63,7 +63,7 @@ class DeepSpeedBackend:
         check_parallel(config, self._group.world)
         plan = resolve_batch(config, self._group.world) if training else BatchPlan(config.training.micro_batch or 1, 1)
         torch.set_float32_matmul_precision("highest")  # fp32 means fp32: no TF32
-        params = initial_weights(run) if state is None else state.params
+        params = initial_weights(run.model, run.config.seed) if state is None else state.params
         check_shapes(run.model, params)
         state = TrainingState(Progress(), params) if state is None else state
         self._run = run

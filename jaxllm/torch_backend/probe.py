@@ -15,6 +15,7 @@ from jaxllm.errors import BackendError
 from jaxllm.families import ModulePoint, module_points
 from jaxllm.probe import Array, Pass
 from jaxllm.run import Run
+from jaxllm.state.initial import check_shapes
 from jaxllm.state.training_state import TensorReader
 from jaxllm.torch_backend.capture import capture as capture_points
 from jaxllm.torch_backend.engine import PlainEngine
@@ -22,7 +23,6 @@ from jaxllm.torch_backend.group import alone
 from jaxllm.torch_backend.model import mode
 from jaxllm.torch_backend.step import Loop
 from jaxllm.torch_backend.transfer import Store, load_params
-from jaxllm.torch_backend.weights import check_shapes
 
 _LOGITS = {"logits": ModulePoint("")}  # what the whole model returns
 

@@ -18,7 +18,7 @@ import torch
 
 from jaxllm.families import flatten
 from jaxllm.families.initialization import initial_values
-from jaxllm.torch_backend.weights import InitialWeights
+from jaxllm.state.initial import InitialWeights
 from tests.distributed.deepspeed_cases import (
     CLIP_NORM,
     ROWS,

@@ -14,13 +14,13 @@ from jaxllm.backend import create_backend
 from jaxllm.config.batch import resolve_batch
 from jaxllm.errors import BackendError, ConfigError
 from jaxllm.families import flatten
+from jaxllm.state.initial import InitialWeights
 from jaxllm.state.training_state import Progress
 from jaxllm.torch_backend.backend import check_parallel
 from jaxllm.torch_backend.deepspeed_config import deepspeed_config
 from jaxllm.torch_backend.model import build_model
 from jaxllm.torch_backend.optimizer import ClippedAdamW, parameter_groups
 from jaxllm.torch_backend.step import split
-from jaxllm.torch_backend.weights import InitialWeights
 from tests.distributed.deepspeed_cases import make_batch, make_hyper, make_run, materialise
 
 GOLDEN = Path(__file__).parent / "deepspeed_configs.json"

@@ -10,6 +10,7 @@ import torch
 
 from jaxllm.errors import BackendError
 from jaxllm.run import Run
+from jaxllm.state.initial import InitialWeights
 from jaxllm.state.training_state import Progress, TrainingState
 from jaxllm.torch_backend.engine import PlainEngine, forward
 from jaxllm.torch_backend.float64 import true_float64
@@ -17,7 +18,6 @@ from jaxllm.torch_backend.group import join
 from jaxllm.torch_backend.loss import weighted_loss
 from jaxllm.torch_backend.model import build_model, model_inputs, packed_mask
 from jaxllm.torch_backend.transfer import load_state
-from jaxllm.torch_backend.weights import InitialWeights
 from tests.distributed.deepspeed_cases import MODELS, make_batch, make_run
 from tests.unit.torch_backend.spy import Spy
 

@@ -22,13 +22,13 @@ from jaxllm.families import FAMILIES, module_points
 from jaxllm.parity.tolerances import TOLERANCES, relative_error
 from jaxllm.probe import Pass, point_names
 from jaxllm.run import Run
+from jaxllm.state.initial import InitialWeights
 from jaxllm.state.training_state import Progress, TensorReader
 from jaxllm.torch_backend.capture import capture
 from jaxllm.torch_backend.float64 import true_float64
 from jaxllm.torch_backend.model import build_model
 from jaxllm.torch_backend.probe import TorchProbe
-from jaxllm.torch_backend.weights import InitialWeights
-from tests.distributed.deepspeed_cases import MODELS, Arrays, Reference, make_batch, make_hyper, make_run, random_state
+from tests.distributed.deepspeed_cases import Arrays, Reference, make_batch, make_hyper, make_run, random_state
 from tests.unit.torch_backend.spy import Spy
 
 ATTENTIONS = ["sdpa", "eager"]
@@ -271,7 +271,7 @@ def test_fp64_holds_no_lower_precision(family: str, attention: str) -> None:
 def test_dropout_is_off() -> None:
     batch = make_batch(0)
     dry, dropping = (
-        make_run("gpt2", model={key: rate for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}) for rate in (0.0, 0.5)
+        make_run("gpt2", model=dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), rate)) for rate in (0.0, 0.5)
     )
     first, second = _probe(dry), _probe(dropping)
     np.testing.assert_array_equal(second.passes(batch).logits, first.passes(batch).logits)
@@ -379,7 +379,7 @@ ALONE = """
 import sys
 import torch
 from jaxllm.backend import create_probe
-from jaxllm.torch_backend.weights import InitialWeights
+from jaxllm.state.initial import InitialWeights
 from tests.distributed.deepspeed_cases import make_batch, make_hyper, make_run
 run = make_run(precision="bf16")
 probe = create_probe("deepspeed")
@@ -391,7 +391,7 @@ print("deepspeed" in sys.modules, "jax" in sys.modules, torch.distributed.is_ini
 
 
 def test_it_needs_neither_deepspeed_nor_a_process_group() -> None:
-    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True, timeout=120)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.split() == ["False", "False", "False"]
 
 

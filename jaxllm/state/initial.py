@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxllm.errors import CheckpointError
-from jaxllm.families import Model, WeightRule, flatten
+from jaxllm.families import Model, WeightRule, flatten, stored_names
 from jaxllm.families.initialization import initial_values
-from jaxllm.run import Run
 from jaxllm.state.safetensors_files import SafetensorsReader
 from jaxllm.state.training_state import Array, TensorReader
 
 
 class InitialWeights:
-    """The initialiser's values as a TensorReader (float32)."""
+    """The counter-based initial weights of a model as a TensorReader (float32)."""
 
     def __init__(self, model: Model, seed: int) -> None:
         self._rules: dict[str, WeightRule] = {name: rule for name, rule, _ in flatten(model.rules)}
@@ -31,32 +30,24 @@ class InitialWeights:
         return initial_values(rule.init, self._seed, name, rule.shape, index)
 
 
-def initial_weights(run: Run) -> TensorReader:
+def initial_weights(model: Model, seed: int) -> TensorReader:
     """Weights of a run that starts: from `model.pretrained` if there is one, else from the initialiser."""
-    if run.model.pretrained is None:
-        return InitialWeights(run.model, run.config.seed)
-    return pretrained_weights(run.model, Path(run.model.pretrained))
+    if model.pretrained is None:
+        return InitialWeights(model, seed)
+    return pretrained_weights(model, Path(model.pretrained))
 
 
 def pretrained_weights(model: Model, folder: Path) -> TensorReader:
     """The weights of a Hugging Face folder under the names of the weight table.
 
-    A tied weight may be stored under any of its names.  CheckpointError names weights that are missing or of another shape.
+    A tied weight may be stored under any of its names, and the prefix of the whole model may be left out.  CheckpointError
+    names the weights that are missing.
     """
-    stored = set(SafetensorsReader(folder).names())
-    renamed = {}
-    missing = []
-    for name, rule, _ in flatten(model.rules):
-        if name in stored:
-            continue
-        alias = next((alias for alias in rule.aliases if alias in stored), None)
-        if alias is None:
-            missing.append(name)
-        else:
-            renamed[name] = alias
+    stored = stored_names(model, SafetensorsReader(folder).names())
+    missing = [name for name, _, _ in flatten(model.rules) if name not in stored]
     if missing:
         raise CheckpointError(f"{folder} lacks {listed(missing)}; give a folder with weights of family {model.family}")
-    return SafetensorsReader(folder, renamed=renamed)
+    return SafetensorsReader(folder, renamed=stored)
 
 
 def check_shapes(model: Model, reader: TensorReader) -> None:

@@ -15,10 +15,10 @@ from jaxllm.errors import CheckpointError
 from jaxllm.families import flatten, resolve_model
 from jaxllm.families.initialization import initial_values
 from jaxllm.run import Run
+from jaxllm.state.initial import InitialWeights, check_shapes, pretrained_weights
 from jaxllm.state.training_state import Progress
 from jaxllm.torch_backend.model import build_model
 from jaxllm.torch_backend.transfer import read_flat
-from jaxllm.torch_backend.weights import InitialWeights, check_shapes, pretrained_weights
 from tests.distributed.deepspeed_cases import MODELS, Arrays, make_run, materialise
 
 CPU = torch.device("cpu")

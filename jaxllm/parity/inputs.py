@@ -1,0 +1,90 @@
+"""What the one-pass levels feed to both sides: real text, random tokens and rare tokens, packed and padded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxllm.config import RunConfig
+from jaxllm.data.batch import Batch
+from jaxllm.data.pipeline import BatchPipeline
+from jaxllm.data.prepare import PreparedData
+
+ROWS = 4
+"""Sequences of one comparison, unless the run's global batch is smaller."""
+
+
+def one_pass_config(config: RunConfig) -> RunConfig:
+    """The run with a global batch small enough to be compared on one device: two micro-batches of half of it, if it is even."""
+    rows = min(config.training.global_batch, ROWS)
+    training = config.training.model_copy(update={"global_batch": rows, "micro_batch": rows // 2 if rows % 2 == 0 else rows})
+    return config.model_copy(update={"training": training})
+
+
+def data_inputs(config: RunConfig, data: PreparedData, vocab_size: int) -> dict[str, Batch]:
+    """Name -> batch at the full sequence length: the run's own first batch, the same documents padded, random and rare tokens.
+
+    config: of `one_pass_config`.  Rare tokens are those that the training text holds least often, many of them never.
+    """
+    packed = _first_batch(config, data, "concatenate")
+    return {
+        "packed text": packed,
+        "padded text": _first_batch(config, data, "none"),
+        "random tokens": with_tokens(packed, random_tokens(config, vocab_size)),
+        "rare tokens": with_tokens(packed, _rare_tokens(config, data, vocab_size)),
+    }
+
+
+def random_inputs(config: RunConfig, vocab_size: int) -> dict[str, Batch]:
+    """The inputs of a model that comes without data: random tokens, packed as three documents a row and padded."""
+    rows, length = config.training.global_batch, config.data.sequence_length
+    tokens = random_tokens(config, vocab_size)
+    packed = _documents(rows, length, (length // 3, length // 2, length))
+    padded = _documents(rows, length, (max(length * 3 // 4, 2),))
+    return {"random tokens, packed": with_tokens(packed, tokens), "random tokens, padded": with_tokens(padded, tokens)}
+
+
+def with_tokens(batch: Batch, tokens_BS: NDArray[np.int32]) -> Batch:
+    """The batch with other tokens in the same documents; tokens: (B, S + 1)."""
+    inside = batch.segments > 0
+    zero = np.int32(0)
+    targets = np.where(batch.weights > 0, tokens_BS[:, 1:], zero)
+    return Batch(np.where(inside, tokens_BS[:, :-1], zero), targets, batch.weights, batch.positions, batch.segments)
+
+
+def random_tokens(config: RunConfig, vocab_size: int) -> NDArray[np.int32]:
+    """Uniform tokens (B, S + 1) from the run's seed."""
+    shape = (config.training.global_batch, config.data.sequence_length + 1)
+    return np.random.default_rng(config.seed).integers(0, vocab_size, shape, dtype=np.int32)
+
+
+def _rare_tokens(config: RunConfig, data: PreparedData, vocab_size: int) -> NDArray[np.int32]:
+    counts = np.zeros(vocab_size, np.int64)
+    packed = BatchPipeline(data, config, "train")
+    for number in range(max(min(packed.sequences // config.training.global_batch, 64), 1)):
+        counts += np.bincount(packed.batch(number).inputs.ravel(), minlength=vocab_size)
+    rarest = np.argsort(counts, kind="stable")[: max(vocab_size // 8, 1)].astype(np.int32)
+    return rarest[random_tokens(config, rarest.size)]
+
+
+def _first_batch(config: RunConfig, data: PreparedData, packing: str) -> Batch:
+    changed = config.data.model_copy(update={"packing": packing})
+    return BatchPipeline(data, config.model_copy(update={"data": changed}), "train").batch(0)
+
+
+def _documents(rows: int, length: int, ends: tuple[int, ...]) -> Batch:
+    """Rows of documents that end at `ends`; what is left is padding."""
+    segments, positions = np.zeros(length, np.int32), np.zeros(length, np.int32)
+    weights = np.zeros(length, np.float32)
+    start = 0
+    for number, end in enumerate(ends, start=1):
+        segments[start:end] = number
+        positions[start:end] = np.arange(end - start)
+        weights[start : max(end - 1, start)] = 1.0
+        start = end
+    table: Mapping[str, NDArray[np.generic]] = {"weights": weights, "positions": positions, "segments": segments}
+    repeated = {name: np.tile(values, (rows, 1)) for name, values in table.items()}
+    empty = np.zeros((rows, length), np.int32)
+    return Batch(inputs=empty, targets=empty, **repeated)  # type: ignore[arg-type]

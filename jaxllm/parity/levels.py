@@ -1,0 +1,273 @@
+"""Levels 1 to 4 of the ladder: weights, one forward pass, one backward pass, one optimiser step, on one device.
+
+Each level is a generator of checks, so that a person sees every figure as soon as it is there.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from jaxllm.backend import Hyper, create_backend, create_probe
+from jaxllm.config import RunConfig
+from jaxllm.config.schema import BackendName, Precision
+from jaxllm.data.batch import Batch
+from jaxllm.data.prepare import PreparedData
+from jaxllm.families import flatten
+from jaxllm.families.initialization import initial_values
+from jaxllm.parity.inputs import data_inputs, one_pass_config, random_inputs
+from jaxllm.parity.results import Check
+from jaxllm.parity.tolerances import TOLERANCES, relative_error
+from jaxllm.probe import Array, Pass
+from jaxllm.run import Run, on_one_device
+from jaxllm.state import Progress, TensorReader, TrainingState, read_state, write_state
+
+BACKENDS: tuple[BackendName, BackendName] = ("jax", "deepspeed")
+_REFERENCE, _OTHER = "deepspeed", "jax"
+
+
+def first_step(config: RunConfig) -> Hyper:
+    """The hyper-parameters of a first update at the full learning rate: warm-up would make it, and any error in it, small."""
+    beta1, beta2 = config.optimizer.betas
+    return Hyper(config.optimizer.learning_rate, 1.0 - beta1, 1.0 - beta2)
+
+
+class InitialTensors:
+    """The counter-based initial weights as a TensorReader; scale: of the standard deviations, 0 gives all of one kind."""
+
+    def __init__(self, run: Run, stream: str = "") -> None:
+        self._rules = {name: rule for name, rule, _ in flatten(run.model.rules)}
+        self._seed = run.config.seed
+        self._stream = stream
+        self._wide = run.config.training.precision == "fp64"
+
+    def names(self) -> Sequence[str]:
+        """Hugging Face names."""
+        return list(self._rules)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._rules[name].shape
+
+    def read(self, name: str, index: Sequence[slice] | None = None) -> Array:
+        """The tensor or a slice of it; with a stream, other values that are none of a model's own zeros and ones."""
+        rule = self._rules[name]
+        init = replace(rule.init, kind="normal", std=0.5) if self._stream else rule.init
+        values = initial_values(init, self._seed, f"{self._stream}{name}", rule.shape, index)
+        return values.astype(np.float64) if self._wide else values
+
+
+class _Positive:
+    """Second moments: the squares of another reader's values."""
+
+    def __init__(self, reader: TensorReader) -> None:
+        self._reader = reader
+        self.names, self.shape = reader.names, reader.shape
+
+    def read(self, name: str, index: Sequence[slice] | None = None) -> Array:
+        values: Array = np.square(self._reader.read(name, index))
+        return values
+
+
+def weights(run: Run) -> Iterator[Check]:
+    """Hugging Face folder -> each backend -> Hugging Face is the identity, bit for bit; both initialise to the same bits.
+
+    The measured figure is the number of elements that differ.  The state that travels is random in every element, moments
+    included, so that no exchange of two tensors goes unseen.
+    """
+    run = on_one_device(run)
+    precision = run.config.training.precision
+    parts = ("params", "exp_avg", "exp_avg_sq")
+    state = TrainingState(
+        Progress(step=3, updates=3),
+        InitialTensors(run, "params/"),
+        InitialTensors(run, "exp_avg/"),
+        _Positive(InitialTensors(run, "exp_avg_sq/")),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        dtype = "float64" if precision == "fp64" else "float32"
+        write_state(state, Path(folder), run.model.huggingface_config, dtype=dtype)
+        on_disk = read_state(Path(folder))
+        for backend in BACKENDS:
+            exported = _through(backend, run, on_disk)
+            for part in parts:
+                different = _different(exported[part], getattr(on_disk, part))
+                yield _exact(precision, f"{part}: folder to {backend} and back", different)
+    fresh = replace_pretrained(run)
+    initial = {backend: _through(backend, fresh, None)["params"] for backend in BACKENDS}
+    yield _exact(precision, "initial weights of both backends", _different(initial[_OTHER], initial[_REFERENCE]))
+
+
+def replace_pretrained(run: Run) -> Run:
+    """The run with weights from the initialiser, also where its file names a pretrained folder."""
+    return replace(run, model=replace(run.model, pretrained=None))
+
+
+def _through(name: BackendName, run: Run, state: TrainingState | None) -> Mapping[str, TensorReader]:
+    """The state as a backend gives it back, held in memory."""
+    backend = create_backend(name)
+    backend.start(run, state)
+    try:
+        exported = backend.export(state.progress if state else Progress())
+        readers = {"params": exported.params, "exp_avg": exported.exp_avg, "exp_avg_sq": exported.exp_avg_sq}
+        return {part: Held(reader) for part, reader in readers.items() if reader is not None}
+    finally:
+        backend.close()
+
+
+class Held:
+    """Tensors in memory, read once from where they were.  names may be asked for in any order."""
+
+    def __init__(self, reader: TensorReader | Mapping[str, Array]) -> None:
+        if isinstance(reader, Mapping):
+            self.tensors = dict(reader)
+        else:
+            self.tensors = {name: np.array(reader.read(name)) for name in reader.names()}
+
+    def names(self) -> Sequence[str]:
+        """Hugging Face names."""
+        return list(self.tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self.tensors[name].shape
+
+    def read(self, name: str, index: Sequence[slice] | None = None) -> Array:
+        """The tensor or a slice of it."""
+        return self.tensors[name][tuple(index) if index else ...]
+
+
+def _different(found: TensorReader, wanted: TensorReader) -> int:
+    """Elements whose bits differ; every element of a tensor that only one side has."""
+    count = 0
+    for name in {*found.names(), *wanted.names()}:
+        if name not in found.names() or name not in wanted.names():
+            one = found if name in found.names() else wanted
+            count += one.read(name).size
+        else:
+            one, other = found.read(name), wanted.read(name)
+            count += one.size if one.dtype != other.dtype else int(np.count_nonzero(_bits(one) != _bits(other)))
+    return count
+
+
+def _bits(values: Array) -> np.ndarray[tuple[int, ...], np.dtype[np.unsignedinteger[np._typing.NBitBase]]]:
+    return np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
+
+
+def _exact(precision: Precision, name: str, different: int) -> Check:
+    return Check("weights", precision, f"{name}, elements that differ", float(different), 0.0)
+
+
+@dataclass
+class OnePass:
+    """Both sides over the same inputs from the same weights; each pass is taken once and shared by the levels.
+
+    params: the weights compared (None: the pretrained folder's, or the initialiser's).  inputs: name -> batch.
+    """
+
+    run: Run
+    inputs: Mapping[str, Batch]
+    params: TensorReader | None = None
+
+    @classmethod
+    def of_run(cls, run: Run, data: PreparedData) -> OnePass:
+        """The comparison of a run on its own data."""
+        small = on_one_device(replace(run, config=one_pass_config(run.config)))
+        return cls(small, data_inputs(small.config, data, data.vocab_size))
+
+    @classmethod
+    def of_model(cls, run: Run) -> OnePass:
+        """The comparison of a model without data, on random tokens."""
+        small = on_one_device(replace(run, config=one_pass_config(run.config)))
+        return cls(small, random_inputs(small.config, small.model.spec.vocab_size))
+
+    @cached_property
+    def weights(self) -> TensorReader:
+        """The weights that both sides are given."""
+        if self.params is not None:
+            return self.params
+        if self.run.model.pretrained is not None:
+            from jaxllm.families.pretrained import pretrained_reader
+
+            return pretrained_reader(self.run.model)
+        return InitialTensors(self.run)
+
+    @cached_property
+    def passes(self) -> Mapping[BackendName, Mapping[str, Pass]]:
+        """Backend -> input -> pass."""
+        return {name: self._passes(name) for name in BACKENDS}
+
+    def _passes(self, name: BackendName) -> Mapping[str, Pass]:
+        probe = create_probe(name)
+        probe.load(self.run, self.weights)
+        return {label: probe.passes(batch) for label, batch in self.inputs.items()}
+
+    def pairs(self) -> Iterator[tuple[str, Batch, Pass, Pass]]:
+        """Input, batch, the pass of JAX, the pass of the transformers model."""
+        for label, batch in self.inputs.items():
+            yield label, batch, self.passes[_OTHER][label], self.passes[_REFERENCE][label]
+
+
+def forward(one_pass: OnePass) -> Iterator[Check]:
+    """Logits at every token that is not padding, and the loss."""
+    precision = one_pass.run.config.training.precision
+    bound = TOLERANCES[precision].value
+    for label, batch, found, wanted in one_pass.pairs():
+        real = batch.segments > 0
+        error = relative_error(found.logits[real], wanted.logits[real])
+        yield Check("forward", precision, f"logits, {label}", error, bound, {"input": label})
+        yield Check("forward", precision, f"loss, {label}", relative_error(found.loss, wanted.loss), bound, {"input": label})
+
+
+def backward(one_pass: OnePass) -> Iterator[Check]:
+    """Every parameter's gradient, by Hugging Face name, worst first."""
+    precision = one_pass.run.config.training.precision
+    bound = TOLERANCES[precision].value
+    checks = [
+        Check(
+            "backward",
+            precision,
+            f"gradient of {name}, {label}",
+            relative_error(found.gradients[name], gradient),
+            bound,
+            {"input": label, "parameter": name},
+        )
+        for label, _, found, wanted in one_pass.pairs()
+        for name, gradient in wanted.gradients.items()
+    ]
+    yield from sorted(checks, key=lambda check: -check.measured)
+
+
+def optimizer(one_pass: OnePass) -> Iterator[Check]:
+    """One AdamW step with clipping active and one without, from the same weights on the same batch."""
+    precision = one_pass.run.config.training.precision
+    label, batch = next(iter(one_pass.inputs.items()))
+    norm = _global_norm(one_pass.passes[_REFERENCE][label].gradients)
+    for case, clip in (("clipping active", 0.5 * norm), ("clipping inactive", None)):
+        config = one_pass.run.config
+        settings = config.optimizer.model_copy(update={"clip_norm": clip})
+        run = replace(one_pass.run, config=config.model_copy(update={"optimizer": settings}))
+        sides = {name: _after_step(name, run, one_pass.weights, batch) for name in BACKENDS}
+        for name, wanted in sides[_REFERENCE].items():
+            error = relative_error(sides[_OTHER][name], wanted)
+            bound = TOLERANCES[precision].trajectory_parameters
+            yield Check("optimizer", precision, f"{name} after a step, {case}", error, bound, {"parameter": name})
+
+
+def _after_step(name: BackendName, run: Run, params: TensorReader, batch: Batch) -> Mapping[str, Array]:
+    probe = create_probe(name)
+    probe.load(run, params)
+    return probe.after_step(batch, first_step(run.config))
+
+
+def _global_norm(gradients: Mapping[str, Array]) -> float:
+    return float(np.sqrt(sum(float(np.sum(np.square(value, dtype=np.float64))) for value in gradients.values())))
+
+
+LEVELS: Mapping[str, Callable[[OnePass], Iterator[Check]]] = {"forward": forward, "backward": backward, "optimizer": optimizer}
+"""The levels that share one comparison."""
