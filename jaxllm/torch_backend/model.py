@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.nn import Parameter
 
@@ -63,7 +64,8 @@ def check_parameters(model: Model, found: dict[str, tuple[int, ...]]) -> None:
 class ModelInputs:
     """What the model and the loss read, on the device.
 
-    tokens_BS, targets_BS, positions_BS (int64), weights_BS (float32); mask_B1QK: for each query which keys it may attend to.
+    tokens_BS, targets_BS, positions_BS (int64); weights_BS (float32, or float64 in an fp64 run); mask_B1QK: for each query
+    which keys it may attend to.
     """
 
     tokens: torch.Tensor
@@ -78,7 +80,9 @@ def model_inputs(batch: Batch, attention: AttentionKernel, dtype: torch.dtype, d
     tokens, positions, targets = (
         torch.from_numpy(array).to(device, torch.int64) for array in (batch.inputs, batch.positions, batch.targets)
     )
-    weights = torch.from_numpy(batch.weights).to(device)
+    weights = torch.from_numpy(batch.weights.astype(np.float64 if dtype == torch.float64 else np.float32, copy=False)).to(
+        device
+    )
     mask = packed_mask(torch.from_numpy(batch.segments).to(device), attention, dtype)
     return ModelInputs(tokens, positions, mask, targets, weights)
 
