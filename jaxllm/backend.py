@@ -152,7 +152,7 @@ def create_backend(name: BackendName) -> Backend:
         from jaxllm.jax_backend import JaxBackend
 
         return JaxBackend()
-    _require_deepspeed()
+    require_deepspeed()
     from jaxllm.torch_backend import DeepSpeedBackend
 
     return DeepSpeedBackend()
@@ -164,7 +164,7 @@ def create_probe(name: BackendName) -> Probe:
         from jaxllm.jax_backend.probe import JaxProbe
 
         return JaxProbe()
-    _require_deepspeed()
+    require_deepspeed()
     from jaxllm.torch_backend.probe import TorchProbe
 
     return TorchProbe()
@@ -178,7 +178,7 @@ def wanted_processes(config: RunConfig, processes: int | None) -> int:
     """
     if processes is not None or config.backend == "jax":
         return processes or 1
-    _require_deepspeed()
+    require_deepspeed()
     from jaxllm.torch_backend.launch import local_devices
 
     mesh = config.parallel
@@ -203,15 +203,14 @@ def launch(name: BackendName, arguments: list[str], processes: int) -> int:
         from jaxllm.jax_backend.launch import launch as launch_jax
 
         return launch_jax(arguments, processes)
-    _require_deepspeed()
+    require_deepspeed()
     from jaxllm.torch_backend.launch import launch as launch_torch
 
     return launch_torch(arguments, processes)
 
 
-def _require_deepspeed() -> None:
+def require_deepspeed(what: str = "--backend deepspeed") -> None:
+    """BackendError when a package that `what` needs is not installed."""
     for package in ("torch", "deepspeed"):
         if importlib.util.find_spec(package) is None:
-            raise BackendError(
-                f"--backend deepspeed needs the package {package!r}; install it with: pip install 'jaxllm[deepspeed]'"
-            )
+            raise BackendError(f"{what} needs the package {package!r}; install it with: pip install 'jaxllm[deepspeed]'")

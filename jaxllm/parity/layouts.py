@@ -59,10 +59,10 @@ def one_device(backend: BackendName, precision: Precision) -> Layout:
     return Layout(backend, precision)
 
 
-def deepspeed_layouts(precision: Precision, stages: Sequence[int], processes: Sequence[int]) -> list[Layout]:
-    """DeepSpeed at every stage over every number of processes; fp64, which it does not have, without stages."""
+def deepspeed_layouts(precision: Precision, stages: Sequence[int], processes: int) -> list[Layout]:
+    """DeepSpeed at every stage over so many processes; fp64, which it does not have, without stages."""
     wanted = (0,) if precision == "fp64" else tuple(stages)
-    return [Layout("deepspeed", precision, stage, count) for count in processes for stage in wanted]
+    return [Layout("deepspeed", precision, stage, processes) for stage in wanted]
 
 
 def mesh_layouts(precision: Precision) -> list[Layout]:

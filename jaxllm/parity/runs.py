@@ -85,6 +85,7 @@ class Runs:
         environment: Mapping[str, str] | None = None,
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self._run = run
         self._folder = folder
         self._environment = dict(os.environ if environment is None else environment)
@@ -123,7 +124,7 @@ class Runs:
         shutil.rmtree(finished.folder.checkpoints, ignore_errors=True)
         self._finished = {slug: run for slug, run in self._finished.items() if run is not finished}
 
-    def fits(self, layout: Layout) -> str | None:
+    def misfit(self, layout: Layout) -> str | None:
         """Why this run cannot be laid out like that; None when it can."""
         rows, spec = self._run.config.training.global_batch, self._run.model.spec
         if rows % layout.data_parallel:
