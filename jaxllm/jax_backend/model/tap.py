@@ -21,15 +21,15 @@ Points = dict[str, Any]
 class Tap:
     """Lets every activation through."""
 
-    def __call__(self, point: str, x: jax.Array) -> jax.Array:
-        """The activation at `point`, as the model is to go on with it."""
+    def __call__(self, _point: str, x: jax.Array, /) -> jax.Array:
+        """The activation at a point, as the model is to go on with it."""
         return x
 
     def layer_offsets(self) -> Points | None:
         """What the scan over the layers hands to each layer's tap."""
         return None
 
-    def of_layer(self, offsets: Points | None) -> Tap:
+    def of_layer(self, _offsets: Points | None, /) -> Tap:
         """The tap of one layer, made inside the scan."""
         return self
 
@@ -37,7 +37,7 @@ class Tap:
         """Every activation so far, as an output of the function that is being traced."""
         return None
 
-    def keep_layers(self, records: Points | None) -> None:
+    def keep_layers(self, _records: Points | None, /) -> None:
         """Take what the taps of all layers recorded, stacked by the scan."""
 
 
@@ -48,7 +48,7 @@ class Recorder(Tap):
         self._offsets = offsets
         self._records: Points = {}
 
-    def __call__(self, point: str, x: jax.Array) -> jax.Array:
+    def __call__(self, point: str, x: jax.Array, /) -> jax.Array:
         if point in self._records:
             raise ValueError(f"the model has two points called {point!r}")
         x = x + self._offsets[point] if point in self._offsets else x
@@ -58,13 +58,13 @@ class Recorder(Tap):
     def layer_offsets(self) -> Points:
         return dict(self._offsets.get(LAYERS, {}))
 
-    def of_layer(self, offsets: Points | None) -> Recorder:
+    def of_layer(self, offsets: Points | None, /) -> Recorder:
         return Recorder(offsets or {})
 
     def records(self) -> Points:
         return self._records
 
-    def keep_layers(self, records: Points | None) -> None:
+    def keep_layers(self, records: Points | None, /) -> None:
         self._records[LAYERS] = records
 
 

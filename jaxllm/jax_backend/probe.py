@@ -1,0 +1,203 @@
+"""JaxProbe: the model of a run on one device, laid open point by point.
+
+Everything is computed by the model, the loss and the training step that training uses; the probe only looks on.
+
+Shape legend: A micro-batches, B sequences of one micro-batch, S tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from jaxllm.backend import Hyper
+from jaxllm.config.batch import BatchPlan
+from jaxllm.data.batch import Batch
+from jaxllm.errors import BackendError
+from jaxllm.families import ModelSpec
+from jaxllm.jax_backend.feed import BatchFeed
+from jaxllm.jax_backend.mesh import single_device_mesh
+from jaxllm.jax_backend.model.runtime import Runtime
+from jaxllm.jax_backend.model.tap import LAYERS, Points, Recorder
+from jaxllm.jax_backend.network import Network, Params, build_network
+from jaxllm.jax_backend.optimizer import adamw, step_scalars
+from jaxllm.jax_backend.precision import policy_of
+from jaxllm.jax_backend.process import configure_process
+from jaxllm.jax_backend.sharding import Layout, parameter_shardings
+from jaxllm.jax_backend.step import DeviceBatch, TrainStep, build_train_step, loss_and_gradients, loss_sum
+from jaxllm.jax_backend.weights import LiveWeights, load_params
+from jaxllm.probe import Array, Pass, point_names
+from jaxllm.run import Run
+from jaxllm.state.training_state import TensorReader
+
+
+class _Captured(NamedTuple):
+    """Loss, gradients by Flax path, values and cotangents by point."""
+
+    loss: jax.Array
+    gradients: Params
+    values: Points
+    cotangents: Points
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What `load` builds.  The functions compile when they are first called, once for each shape of a batch."""
+
+    run: Run
+    mesh: Mesh
+    network: Network
+    params: Params
+    gradients: Callable[[Params, DeviceBatch], tuple[jax.Array, Params]]
+    logits: Callable[[Params, DeviceBatch], jax.Array]
+    capture: Callable[[Params, DeviceBatch], _Captured]
+    zero_moments: Callable[[Params], Any]
+    train_step: TrainStep
+
+
+class JaxProbe:
+    """One side of a comparison: the Flax model and the JAX training step.
+
+    It runs on the first device of this process whatever the run's mesh, which changes where things are computed and not what.
+    """
+
+    name: Literal["jax"] = "jax"
+
+    def __init__(self) -> None:
+        self._state: _Loaded | None = None
+
+    @property
+    def _loaded(self) -> _Loaded:
+        if self._state is None:
+            raise BackendError("the JAX probe holds no model; call load first")
+        return self._state
+
+    def load(self, run: Run, params: TensorReader) -> None:
+        """Build the model of `run` in its precision and fill it with `params` (Hugging Face names)."""
+        config = run.config
+        configure_process(config)
+        mesh = single_device_mesh()
+        runtime = Runtime(policy_of(config.training.precision), Layout(mesh), config.jax.remat)
+        network = build_network(_without_dropout(run.model.spec), runtime)
+        rules = run.model.rules
+        shardings = parameter_shardings(rules, mesh)
+        optimizer = adamw(config.optimizer, {path: rule.decays for rule in rules for path in rule.paths})
+        self._state = _Loaded(
+            run=run,
+            mesh=mesh,
+            network=network,
+            params=load_params(params, rules, shardings, runtime.policy.master),
+            gradients=_build_gradients(network, shardings),
+            logits=_build_logits(network),
+            capture=_build_capture(network),
+            zero_moments=jax.jit(optimizer.init),
+            train_step=build_train_step(network, optimizer, config.optimizer, shardings, config.seed),
+        )
+
+    def passes(self, batch: Batch, *, capture: bool = False) -> Pass:
+        """Forward and backward over all rows of a global batch, in micro-batches of `training.micro_batch` rows if that is set.
+
+        capture: also record `values` and `cotangents`; the whole batch is then one micro-batch.
+        """
+        loaded = self._loaded
+        if capture:
+            found = loaded.capture(loaded.params, self._place(batch, batch.rows))
+            values = self._by_point(found.values)
+            cotangents = self._by_point(found.cotangents)
+            return Pass(float(found.loss), values["logits"], self._named(found.gradients), values, cotangents)
+        placed = self._place(batch, loaded.run.config.training.micro_batch)
+        loss, gradients = loaded.gradients(loaded.params, placed)
+        logits_ABSV = _to_host(loaded.logits(loaded.params, placed))
+        logits_BSV = logits_ABSV.reshape(-1, *logits_ABSV.shape[2:])[: batch.rows]
+        return Pass(float(loss), logits_BSV, self._named(gradients))
+
+    def after_step(self, batch: Batch, hyper: Hyper) -> Mapping[str, Array]:
+        """The parameters after one optimiser step on `batch` from the loaded weights and zero moments, by Hugging Face name.
+
+        When the loss or a gradient is not finite they are as they were, as in training.
+        """
+        loaded = self._loaded
+        scalars = step_scalars(hyper, loaded.run.config.optimizer, loaded.network.runtime.policy.master)
+        placed = self._place(batch, loaded.run.config.training.micro_batch)
+        # The step takes over the memory of what it is given.
+        params = jax.tree.map(jnp.copy, loaded.params)
+        updated, _, _ = loaded.train_step(params, loaded.zero_moments(params), placed, scalars, np.uint32(0))
+        return self._named(updated)
+
+    def _place(self, batch: Batch, micro_batch: int | None) -> DeviceBatch:
+        """(A, B, S), the last micro-batch filled up with rows of padding, which weigh nothing."""
+        rows = min(micro_batch or batch.rows, batch.rows)
+        return BatchFeed(self._loaded.mesh, BatchPlan(rows, -(-batch.rows // rows)))(batch)
+
+    def _named(self, params: Params) -> dict[str, Array]:
+        """Parameters or their gradients by Hugging Face name."""
+        loaded = self._loaded
+        reader = LiveWeights(params, loaded.run.model.rules, loaded.mesh)
+        return {name: _to_host(reader.read(name)) for name in reader.names()}
+
+    def _by_point(self, points: Points) -> dict[str, Array]:
+        """What a recorder saw, under the names of `jaxllm.probe` and in forward order."""
+        named = {point: _to_host(x) for point, x in points.items() if point != LAYERS}
+        for point, stack in points[LAYERS].items():
+            named.update({f"layers.{layer}.{point}": x for layer, x in enumerate(_to_host(stack))})
+        return {point: named[point] for point in point_names(self._loaded.run.model.spec)}
+
+
+def _without_dropout(spec: ModelSpec) -> ModelSpec:
+    return replace(spec, embedding_dropout=0.0, residual_dropout=0.0, attention=replace(spec.attention, dropout=0.0))
+
+
+def _build_gradients(
+    network: Network, shardings: Mapping[str, NamedSharding]
+) -> Callable[[Params, DeviceBatch], tuple[jax.Array, Params]]:
+    """Loss and gradients as training computes them."""
+
+    def compute(params: Params, batch: DeviceBatch) -> tuple[jax.Array, Params]:
+        metrics, gradients = loss_and_gradients(network, shardings, params, batch, lambda _: None)
+        return metrics.loss, gradients
+
+    return jax.jit(compute)
+
+
+def _build_logits(network: Network) -> Callable[[Params, DeviceBatch], jax.Array]:
+    """(A, B, S, V)."""
+
+    def compute(params: Params, batch: DeviceBatch) -> jax.Array:
+        model = network.bind(network.cast(params))
+        return jax.lax.map(lambda micro: model(micro.inputs, micro.positions, micro.segments), batch)
+
+    return jax.jit(compute)
+
+
+def _build_capture(network: Network) -> Callable[[Params, DeviceBatch], _Captured]:
+    """The pass of a batch of one micro-batch, with everything that the model's taps see."""
+    statistics = network.runtime.policy.statistics
+
+    def compute(params: Params, batch: DeviceBatch) -> _Captured:
+        micro = jax.tree.map(lambda leaf: leaf[0], batch)
+        tokens = jnp.sum(batch.weights.astype(statistics))
+
+        def share(used: Params, offsets: Points) -> tuple[jax.Array, Points]:
+            recorder = Recorder(offsets)
+            return loss_sum(network, used, micro, None, recorder) / tokens, recorder.records()
+
+        used = network.cast(params)
+        _, points = jax.eval_shape(share, used, {})
+        offsets = jax.tree.map(lambda point: jnp.zeros(point.shape, point.dtype), points)
+        (loss, values), (gradients, cotangents) = jax.value_and_grad(share, argnums=(0, 1), has_aux=True)(used, offsets)
+        gradients = {path: gradient.astype(statistics) for path, gradient in gradients.items()}
+        return _Captured(loss, gradients, values, cotangents)
+
+    return jax.jit(compute)
+
+
+def _to_host(x: Any) -> Array:
+    """float32, or float64 where it is float64."""
+    values = np.asarray(x)
+    return np.asarray(values, np.float64 if values.dtype == np.float64 else np.float32)
