@@ -170,7 +170,8 @@ def _build_logits(network: Network) -> Callable[[Params, DeviceBatch], jax.Array
 
     def compute(params: Params, batch: DeviceBatch) -> jax.Array:
         model = network.bind(network.cast(params))
-        return jax.lax.map(lambda micro: model(micro.inputs, micro.positions, micro.segments), batch)
+        logits_ABSV: jax.Array = jax.lax.map(lambda micro: model(micro.inputs, micro.positions, micro.segments), batch)
+        return logits_ABSV
 
     return jax.jit(compute)
 
