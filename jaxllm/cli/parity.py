@@ -89,7 +89,7 @@ def parity(file: Path | None, overrides: tuple[str, ...], **options: Any) -> Non
         raise click.UsageError("--find belongs to a run FILE, and writes no HTML")
     require_deepspeed("jaxllm parity")
     _check_writable(wanted.json_out, wanted.html_out)
-    environment = _keep_this_process_on_the_cpu(everything=wanted.full)
+    _stay_on_the_cpu()
     with tempfile.TemporaryDirectory(prefix="jaxllm-parity-") as folder:
         if file is None:
             report = _compare_model(wanted.model or Path())
@@ -97,22 +97,18 @@ def parity(file: Path | None, overrides: tuple[str, ...], **options: Any) -> Non
             subject = _subject(file, overrides, Path(folder))
             if wanted.find:
                 sys.exit(_find(subject, wanted))
-            report = _compare(subject, wanted, Path(folder), environment)
+            report = _compare(subject, wanted, Path(folder))
     _write(report, wanted)
     sys.exit(0 if report.passed else 1)
 
 
-def _keep_this_process_on_the_cpu(*, everything: bool) -> dict[str, str]:
-    """The environment of the runs.  This process, which compares, must leave the accelerators to them.
+def _stay_on_the_cpu() -> None:
+    """For this process and those it starts: whatever accelerators there are, both sides compute on the CPU.
 
-    everything: the runs stay on the CPU too, which alone can be split into as many devices as a mesh needs.
+    Its arithmetic is the same for both, so that what differs is the models and not two ways to multiply matrices; and it can
+    be split into as many devices as a mesh needs.
     """
-    if everything:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        os.environ["JAX_PLATFORMS"] = "cpu"
-    environment = dict(os.environ)
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    return environment
+    os.environ.update({"JAX_PLATFORMS": "cpu", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""})
 
 
 def _subject(file: Path, overrides: tuple[str, ...], folder: Path) -> Subject:
@@ -122,7 +118,7 @@ def _subject(file: Path, overrides: tuple[str, ...], folder: Path) -> Subject:
     return examine(load_run(file, overrides).config, folder, progress=True)
 
 
-def _compare(subject: Subject, wanted: Options, folder: Path, environment: dict[str, str]) -> Report:
+def _compare(subject: Subject, wanted: Options, folder: Path) -> Report:
     from rich.console import Console
 
     from jaxllm.parity.ladder import Extent, check_fits, climb
@@ -132,7 +128,7 @@ def _compare(subject: Subject, wanted: Options, folder: Path, environment: dict[
     extent = Extent(wanted.precisions, wanted.stages, wanted.processes, wanted.full)
     console = Console()
     with _progress(console) as say:
-        runs = Runs(run, folder / "runs", steps, environment, say)
+        runs = Runs(run, folder / "runs", steps, report=say)
         notes = [*subject.notes, *check_fits(runs, extent)]
         spacing = state_spacing(run.model.parameters, extent.precisions[0], steps)
         if spacing > 1:

@@ -12,6 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
+PATTERNS = ("parameters-*.json", "resolved-*.yaml")
 sys.path.insert(0, str(ROOT))
 
 from jaxllm.cli.run_summary import resolve, summarize  # noqa: E402 - the path above
@@ -55,7 +56,8 @@ def golden_files() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    for old in [*HERE.glob("*.json"), *HERE.glob("*.yaml")]:
-        old.unlink()
+    for pattern in PATTERNS:
+        for old in HERE.glob(pattern):
+            old.unlink()
     for name, text in golden_files().items():
         (HERE / name).write_text(text)

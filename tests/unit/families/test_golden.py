@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.golden.remake import HERE, golden_files
+from tests.golden.remake import HERE, PATTERNS, golden_files
 
 FILES = golden_files()
 
 
 def test_nothing_is_left_over() -> None:
-    assert {file.name for pattern in ("*.json", "*.yaml") for file in HERE.glob(pattern)} == FILES.keys()
+    assert {file.name for pattern in PATTERNS for file in HERE.glob(pattern)} == FILES.keys()
 
 
 @pytest.mark.parametrize("name", FILES)

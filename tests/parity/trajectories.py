@@ -1,0 +1,155 @@
+"""Training on random tokens, without data or files: tiny models of each family, in this process or in a group of workers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxllm.backend import Backend, create_backend
+from jaxllm.config.schema import BackendName, Precision, RunConfig
+from jaxllm.data.batch import Batch, Shard
+from jaxllm.families import resolve_model
+from jaxllm.parity.tolerances import relative_error
+from jaxllm.run import Run
+from jaxllm.schedule import hyper
+from jaxllm.state import Progress, TrainingState, write_state
+
+VOCABULARY, LENGTH, ROWS = 96, 32, 8
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {
+        "family": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    },
+    "gpt2": {
+        "family": "gpt2",
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 64,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
+}
+FAMILIES = tuple(MODELS)
+MESHES: dict[str, dict[str, int]] = {
+    "data 8": {"data": 8},
+    "fsdp 8": {"data": 1, "fsdp": 8},
+    "fsdp 4 x tensor 2": {"data": 1, "fsdp": 4, "tensor": 2},
+    "data 2 x fsdp 2 x tensor 2": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+ONE: dict[str, int] = {"data": 1}
+
+
+def make_run(
+    family: str, precision: Precision, steps: int, mesh: Mapping[str, int] = ONE, groups: int | None = None, zero_stage: int = 0
+) -> Run:
+    """A run of a tiny model.  mesh: JAX's axes.  groups: of devices that see different rows; default, as the mesh has them.
+
+    A global batch is two micro-batches of each group, as far as there are rows enough.
+    """
+    groups = groups or mesh.get("data", 1) * mesh.get("fsdp", 1)
+    config = RunConfig.model_validate(
+        {
+            "name": family,
+            "seed": 5,
+            "model": MODELS[family],
+            "data": {"tokenizer": {"train": "bpe", "vocab_size": VOCABULARY}, "sequence_length": LENGTH},
+            # Clipped in the first steps, when the norm is above 1.
+            "optimizer": {"learning_rate": 3e-3, "clip_norm": 1.0, "betas": [0.9, 0.95], "weight_decay": 0.1},
+            "schedule": {"kind": "cosine", "warmup_steps": 4},
+            "training": {
+                "steps": steps,
+                "global_batch": ROWS,
+                "micro_batch": max(ROWS // groups // 2, 1),
+                "precision": precision,
+            },
+            "parallel": mesh,
+            "jax": {"cpu_devices": math.prod(mesh.values())},
+            "deepspeed": {"zero_stage": zero_stage},
+        }
+    )
+    return Run(config, resolve_model(config.model, VOCABULARY, 0), steps)
+
+
+def make_batch(step: int, shard: Shard = Shard(0, 1)) -> Batch:
+    """This process's rows of a global batch: tokens that a model can learn a little of, documents packed and padded.
+
+    `RandomState` is frozen for ever, which `default_rng` is not: the golden losses hang on it.
+    """
+    random = np.random.RandomState(1000 + step)
+    # Small tokens are frequent, so that there is something to learn.
+    tokens = np.minimum(random.geometric(0.08, (ROWS, LENGTH + 1)) - 1, VOCABULARY - 1).astype(np.int32)
+    segments, positions = np.zeros((ROWS, LENGTH), np.int32), np.zeros((ROWS, LENGTH), np.int32)
+    weights = np.zeros((ROWS, LENGTH), np.float32)
+    for row in range(ROWS):
+        first = int(random.randint(2, LENGTH - 8))
+        last = LENGTH if row % 2 else int(random.randint(first + 4, LENGTH + 1))  # every other row is padded
+        for number, (start, end) in enumerate([(0, first), (first, last)], start=1):
+            segments[row, start:end] = number
+            positions[row, start:end] = np.arange(end - start)
+            weights[row, start : end - 1] = 1.0
+    inputs = np.where(segments > 0, tokens[:, :-1], 0).astype(np.int32)
+    targets = np.where(weights > 0, tokens[:, 1:], 0).astype(np.int32)
+    whole = Batch(inputs, targets, weights, positions, segments)
+    return whole.select(shard.index * ROWS // shard.count, (shard.index + 1) * ROWS // shard.count)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left: losses and gradient norms by step (from 1), and its parameters at the end."""
+
+    losses: dict[int, float]
+    norms: dict[int, float]
+    params: dict[str, NDArray[Any]]
+
+    def loss_error(self, reference: Trained) -> float:
+        """The largest relative difference of a loss of the steps that both took."""
+        return max(relative_error(loss, reference.losses[step]) for step, loss in self.losses.items())
+
+    def parameter_error(self, reference: Trained) -> float:
+        """The relative difference of the tensor that is furthest away."""
+        assert self.params.keys() == reference.params.keys()
+        return max(relative_error(self.params[name], value) for name, value in reference.params.items())
+
+
+def train(
+    name: BackendName, run: Run, state: TrainingState | None = None, stop: int | None = None, keep: Path | None = None
+) -> Trained:
+    """Train on one backend in this process, from `state`, up to step `stop`.  keep: where the last state is written."""
+    backend = create_backend(name)
+    backend.start(run, state)
+    try:
+        return take_steps(backend, run, state.progress.step if state else 0, stop or run.total_steps, keep)
+    finally:
+        backend.close()
+
+
+def take_steps(backend: Backend, run: Run, start: int, stop: int, keep: Path | None = None) -> Trained:
+    """The steps from `start` to `stop` of a backend that has been started (collective)."""
+    losses, norms = {}, {}
+    for step in range(start, stop):
+        result = backend.step(make_batch(step, backend.shard), hyper(step, step, run.total_steps, run.config))
+        losses[step + 1], norms[step + 1] = float(result.loss), float(result.gradient_norm)
+    state = backend.export(Progress(stop, stop, stop * ROWS))
+    if keep is not None:
+        dtype = "float64" if run.config.training.precision == "fp64" else "float32"
+        write_state(state, keep, run.model.huggingface_config, dtype=dtype, is_writer=backend.is_main)
+        backend.barrier("kept")
+    return Trained(losses, norms, {name: np.array(values) for name, values in _read(state)})
+
+
+def _read(state: TrainingState) -> Iterator[tuple[str, NDArray[Any]]]:
+    for name in state.params.names():
+        yield name, state.params.read(name)

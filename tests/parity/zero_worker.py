@@ -1,0 +1,65 @@
+"""What one process of a DeepSpeed group does for the trajectory tests: all families and stages in one go.
+
+Run: python zero_worker.py FOLDER STEPS, in a group.  FOLDER/switch-FAMILY holds the state of a run on the other backend, with
+which stage 3 goes on; stage 2 leaves its own state of the same step in FOLDER/zero2-FAMILY.  Rank 0 leaves what it found in
+FOLDER/KEY.npz.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from jaxllm.run import Run
+from jaxllm.state import TrainingState, read_state
+from jaxllm.torch_backend import DeepSpeedBackend
+from tests.parity.trajectories import FAMILIES, Trained, make_run, take_steps
+
+PROCESSES = 2
+STAGES = (0, 1, 2, 3)
+
+
+def write(path: Path, trained: Trained) -> None:
+    """Keep what was found."""
+    steps = np.array(sorted(trained.losses))
+    found = {
+        "steps": steps,
+        "losses": [trained.losses[step] for step in steps],
+        "norms": [trained.norms[step] for step in steps],
+    }
+    np.savez(path, **found, **{f"params/{name}": values for name, values in trained.params.items()})  # type: ignore[arg-type]
+
+
+def read(path: Path) -> Trained:
+    """What was kept."""
+    with np.load(path) as arrays:
+        steps = arrays["steps"].tolist()
+        params = {name.removeprefix("params/"): arrays[name] for name in arrays.files if name.startswith("params/")}
+        losses, norms = (dict(zip(steps, arrays[what].tolist(), strict=True)) for what in ("losses", "norms"))
+        return Trained(losses, norms, params)
+
+
+def main(folder: Path, steps: int) -> None:
+    backend = DeepSpeedBackend()
+
+    def train(key: str, run: Run, state: TrainingState | None = None, stop: int = steps, keep: Path | None = None) -> None:
+        backend.start(run, state)
+        trained = take_steps(backend, run, state.progress.step if state else 0, stop, keep)
+        assert backend._engine is not None
+        backend._engine.close()  # the process group stays for the next run
+        if backend.is_main:
+            write(folder / f"{key}.npz", trained)
+
+    for family in FAMILIES:
+        runs = {stage: make_run(family, "fp32", steps, {}, PROCESSES, stage) for stage in STAGES}
+        for stage, run in runs.items():
+            train(f"{family}-zero{stage}", run)
+        train(f"{family}-to-zero3", runs[3], read_state(folder / f"switch-{family}"))
+        train(f"{family}-from-zero2", runs[2], stop=steps // 2, keep=folder / f"zero2-{family}")
+    backend.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
