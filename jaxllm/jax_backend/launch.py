@@ -71,9 +71,7 @@ def _free_port() -> int:
 
 def _start(stack: ExitStack, command: Sequence[str], rendezvous: Rendezvous) -> _Worker:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", **rendezvous.environment()}
-    errors: IO[bytes] | None = None
-    if rendezvous.index:
-        errors = stack.enter_context(tempfile.TemporaryFile())
+    errors = stack.enter_context(tempfile.TemporaryFile()) if rendezvous.index else None  # noqa: SIM115 - the stack closes it
     process = subprocess.Popen(
         command,
         env=environment,

@@ -22,7 +22,7 @@ def full_logits(reference, tokens):
 def test_prefill_and_decode_equal_the_full_forward_pass(start, family, mesh):
     parallel = {"data": 1} if mesh == "one" else {"data": 2, "fsdp": 2, "tensor": 2}
     run = cases.make_run(
-        getattr(family),
+        cases.FAMILIES[family],
         training={"precision": "fp64"},
         parallel=parallel,
         jax={"cpu_devices": 1 if mesh == "one" else 8},

@@ -64,7 +64,7 @@ class Side:
 )
 def test_logits_loss_and_gradients_equal_transformers(variant, precision):
     family, option = VARIANTS[variant]
-    model = cases.resolve({**getattr(family), **option})
+    model = cases.resolve({**cases.FAMILIES[family], **option})
     reference = cases.Reference(model, precision)
     ours = Side(model, precision, reference)
     batch = cases.make_batch(rows=3, length=48)
@@ -80,7 +80,7 @@ def test_logits_loss_and_gradients_equal_transformers(variant, precision):
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_long_sequences_catch_position_errors(family, precision):
-    model = cases.resolve(getattr(family))
+    model = cases.resolve(cases.FAMILIES[family])
     reference = cases.Reference(model, precision)
     batch = cases.make_batch(rows=1, length=700, packed=False)
     ours = Side(model, precision, reference).logits(batch)
@@ -182,7 +182,7 @@ def _dtypes(jaxpr: jax.extend.core.Jaxpr) -> set[tuple[str, str]]:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_nothing_in_the_float64_step_is_narrower(start, family):
-    run = cases.make_run(getattr(family), training={"precision": "fp64", "micro_batch": 8})
+    run = cases.make_run(cases.FAMILIES[family], training={"precision": "fp64", "micro_batch": 8})
     backend = start(run)
     inner = backend._started
     from jaxllm.jax_backend.optimizer import step_scalars

@@ -23,7 +23,7 @@ EIGHT = {"cpu_devices": 8}
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_every_mesh_equals_one_device(start, family, capfd):
-    model = getattr(family)
+    model = cases.FAMILIES[family]
     run = cases.make_run(model, training={"precision": "fp64"})
     wanted = cases.take_steps(start(run), run, range(3))
     for name, parallel in MESHES.items():
