@@ -15,6 +15,8 @@ from jaxllm.data.prepare import PreparedData
 ROWS = 4
 """Sequences of one comparison, unless the run's global batch is smaller."""
 
+_SEARCHED = 64
+
 
 def one_pass_config(config: RunConfig) -> RunConfig:
     """The run with a global batch small enough to be compared on one device: two micro-batches of half of it, if it is even."""
@@ -24,14 +26,14 @@ def one_pass_config(config: RunConfig) -> RunConfig:
 
 
 def data_inputs(config: RunConfig, data: PreparedData, vocab_size: int) -> dict[str, Batch]:
-    """Name -> batch at the full sequence length: the run's own first batch, the same documents padded, random and rare tokens.
+    """Name -> batch at the full sequence length: one of the run's own first batches, documents padded, random and rare tokens.
 
     config: of `one_pass_config`.  Rare tokens are those that the training text holds least often, many of them never.
     """
-    packed = _first_batch(config, data, "concatenate")
+    packed = _batch(config, data, "concatenate")
     return {
         "packed text": packed,
-        "padded text": _first_batch(config, data, "none"),
+        "padded text": _batch(config, data, "none"),
         "random tokens": with_tokens(packed, random_tokens(config, vocab_size)),
         "rare tokens": with_tokens(packed, _rare_tokens(config, data, vocab_size)),
     }
@@ -63,15 +65,18 @@ def random_tokens(config: RunConfig, vocab_size: int) -> NDArray[np.int32]:
 def _rare_tokens(config: RunConfig, data: PreparedData, vocab_size: int) -> NDArray[np.int32]:
     counts = np.zeros(vocab_size, np.int64)
     packed = BatchPipeline(data, config, "train")
-    for number in range(max(min(packed.sequences // config.training.global_batch, 64), 1)):
+    for number in range(_SEARCHED):
         counts += np.bincount(packed.batch(number).inputs.ravel(), minlength=vocab_size)
     rarest = np.argsort(counts, kind="stable")[: max(vocab_size // 8, 1)].astype(np.int32)
     return rarest[random_tokens(config, rarest.size)]
 
 
-def _first_batch(config: RunConfig, data: PreparedData, packing: str) -> Batch:
+def _batch(config: RunConfig, data: PreparedData, packing: str) -> Batch:
+    """Of the run's first batches the one with the most documents in a row, or else the most padding."""
     changed = config.data.model_copy(update={"packing": packing})
-    return BatchPipeline(data, config.model_copy(update={"data": changed}), "train").batch(0)
+    pipeline = BatchPipeline(data, config.model_copy(update={"data": changed}), "train")
+    batches = (pipeline.batch(number) for number in range(_SEARCHED))
+    return max(batches, key=lambda batch: (int(batch.segments.max()), int((batch.segments == 0).sum())))
 
 
 def _documents(rows: int, length: int, ends: tuple[int, ...]) -> Batch:
@@ -87,4 +92,4 @@ def _documents(rows: int, length: int, ends: tuple[int, ...]) -> Batch:
     table: Mapping[str, NDArray[np.generic]] = {"weights": weights, "positions": positions, "segments": segments}
     repeated = {name: np.tile(values, (rows, 1)) for name, values in table.items()}
     empty = np.zeros((rows, length), np.int32)
-    return Batch(inputs=empty, targets=empty, **repeated)  # type: ignore[arg-type]
+    return Batch(inputs=empty, targets=empty, **repeated)
