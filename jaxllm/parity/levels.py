@@ -120,7 +120,7 @@ class Held:
         """Shape of a tensor."""
         return self.tensors[name].shape
 
-    def read(self, name: str, index: Sequence[slice] | None = None) -> Array:
+    def read(self, name: str, index: Sequence[slice] | None = None) -> NDArray[np.generic]:
         """The tensor or a slice of it."""
         return self.tensors[name][tuple(index) if index else ...]
 

@@ -41,13 +41,13 @@ ZERO_GRADIENT = 1e-12
 """A gradient below this fraction of the model's largest is the rounding error of one that is zero.
 
 The case that exists: the bias of GPT-2's keys, which adds the same to all scores of a query, so that softmax takes it out
-again.  What is left is noise of about 1e-17, and AdamW's update m / (sqrt(v) + eps) enlarges noise by up to 1 / eps = 1e8.  No two
-programs agree on it, and no result depends on it: such elements are left out where *updated parameters* are compared, and
-nowhere else."""
+again.  What is left is noise of about 1e-17, and AdamW's update m / (sqrt(v) + eps) enlarges noise by up to 1 / eps = 1e8.
+No two programs agree on it, and no result depends on it: such elements are left out where *updated parameters* are compared,
+and nowhere else."""
 
 
 def has_gradient(size: ArrayLike, largest: float) -> NDArray[np.bool_]:
-    """Which elements have a gradient at all.  size: of each element's gradient (or sqrt of its second moment); largest: of all."""
+    """Which elements have a gradient at all.  size: of their gradients, or sqrt of their second moments; largest: of all."""
     return np.abs(np.asarray(size, np.float64)) > ZERO_GRADIENT * largest
 
 
