@@ -32,6 +32,8 @@ from jaxllm.torch_backend.float64 import true_float64
 from jaxllm.torch_backend.group import alone
 from jaxllm.torch_backend.model import build_model
 from jaxllm.torch_backend.probe import TorchProbe
+from jaxllm.torch_backend.step import Loop
+from jaxllm.torch_backend.transfer import load_state
 from tests.distributed.deepspeed_cases import Arrays, Reference, make_batch, make_hyper, make_run, random_state
 from tests.unit.torch_backend.spy import Spy
 
@@ -145,7 +147,8 @@ def test_the_cotangent_of_the_logits_is_the_analytic_one(family: str, attention:
 
 def _summed(cotangent: NDArray[Any]) -> NDArray[Any]:
     """Over sequences and tokens: the gradient of a bias that was added there."""
-    return cotangent.sum((0, 1)).reshape(-1)
+    total: NDArray[Any] = cotangent.sum((0, 1))
+    return total.reshape(-1)
 
 
 def test_cotangents_of_gpt2_add_up_to_the_gradients_of_its_biases() -> None:
