@@ -6,9 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from jaxllm.parity.results import Curve, Level
 from jaxllm.parity.runs import FinishedRun
-from jaxllm.parity.tolerances import relative_error
+from jaxllm.parity.tolerances import has_gradient, relative_error
+from jaxllm.state import TrainingState
 from jaxllm.state.training_state import Array
 
 _KEPT_BYTES = 2**30
@@ -37,7 +41,7 @@ class Reference:
 
     def __init__(self, run: FinishedRun) -> None:
         self.run = run
-        self._kept: dict[int, Mapping[str, Array]] = {}
+        self._kept: dict[int, Mapping[str, _Compared]] = {}
         self._kept_bytes = 0
 
     def curve(self, level: Level) -> Curve:
@@ -64,21 +68,39 @@ class Reference:
 
     def _parameter_error(self, other: FinishedRun, step: int) -> Worst:
         """The tensor that is furthest from this run's after a step."""
-        wanted, found = self._parameters(step), other.state(step).params
-        errors = (Worst(relative_error(found.read(name), value), step, name) for name, value in wanted.items())
+        found = other.state(step).params
+        errors = (
+            Worst(relative_error(found.read(name)[wanted.mask], wanted.values), step, name)
+            for name, wanted in self._parameters(step).items()
+        )
         return max(errors, key=_badness)
 
-    def _parameters(self, step: int) -> Mapping[str, Array]:
+    def _parameters(self, step: int) -> Mapping[str, _Compared]:
         if step in self._kept:
             return self._kept[step]
-        reader = self.run.state(step).params
-        values = {name: reader.read(name) for name in reader.names()}
-        self._kept_bytes += (size := sum(value.nbytes for value in values.values()))
-        if self._kept_bytes <= _KEPT_BYTES:
+        values = _compared(self.run.state(step))
+        size = sum(each.values.nbytes + each.mask.nbytes for each in values.values())
+        if self._kept_bytes + size <= _KEPT_BYTES:
+            self._kept_bytes += size
             self._kept[step] = values
-        else:
-            self._kept_bytes -= size
         return values
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """The elements of a parameter that are compared: all that have a gradient.  values: those that mask names."""
+
+    values: Array
+    mask: NDArray[np.bool_]
+
+
+def _compared(state: TrainingState) -> dict[str, _Compared]:
+    """Every parameter of a state; the second moments tell the size of its gradients."""
+    assert state.exp_avg_sq is not None  # noqa: S101 - a run that was trained has moments
+    sizes = {name: np.sqrt(np.asarray(state.exp_avg_sq.read(name), np.float64)) for name in state.exp_avg_sq.names()}
+    largest = max(float(size.max(initial=0.0)) for size in sizes.values())
+    masks = {name: has_gradient(size, largest) for name, size in sizes.items()}
+    return {name: _Compared(state.params.read(name)[mask], mask) for name, mask in masks.items()}
 
 
 def _badness(worst: Worst) -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -51,18 +54,33 @@ def zero(tmp_path_factory: pytest.TempPathFactory) -> Zero:
 
 def run_zero(folder: Path, steps: int) -> Zero:
     """Start the group; it goes on with what JAX trained on a mesh."""
-    from jaxllm.torch_backend.launch import run_workers
     from tests.parity import zero_worker
 
     for family in FAMILIES:
         run = make_run(family, "fp32", steps, MESHES["data 2 x fsdp 2 x tensor 2"])
         train("jax", run, stop=steps // 2, keep=folder / f"switch-{family}")
-    root = Path(zero_worker.__file__).parents[2]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(root))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        assert run_workers([sys.executable, zero_worker.__file__, str(folder), str(steps)], zero_worker.PROCESSES) == 0
+    command = [sys.executable, "-W", "error", zero_worker.__file__, str(folder), str(steps)]
+    group = {
+        **os.environ,
+        "WORLD_SIZE": str(zero_worker.PROCESSES),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(_free_port()),
+        "OMP_NUM_THREADS": "1",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    workers = [
+        subprocess.Popen(command, env={**group, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(zero_worker.PROCESSES)
+    ]
+    assert [worker.wait() for worker in workers] == [0] * zero_worker.PROCESSES
     return Zero(folder, steps)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session", autouse=True)

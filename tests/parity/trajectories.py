@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from jaxllm.backend import Backend, create_backend
 from jaxllm.config.schema import BackendName, Precision, RunConfig
 from jaxllm.data.batch import Batch, Shard
 from jaxllm.families import resolve_model
-from jaxllm.parity.tolerances import relative_error
+from jaxllm.parity.tolerances import has_gradient, relative_error
 from jaxllm.run import Run
 from jaxllm.schedule import hyper
-from jaxllm.state import Progress, TrainingState, write_state
+from jaxllm.state import Progress, TensorReader, TrainingState, write_state
 
 VOCABULARY, LENGTH, ROWS = 96, 32, 8
 MODELS: dict[str, dict[str, Any]] = {
@@ -108,11 +108,12 @@ def make_batch(step: int, shard: Shard = Shard(0, 1)) -> Batch:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run left: losses and gradient norms by step (from 1), and its parameters at the end."""
+    """What a run left: losses and gradient norms by step (from 1), and its parameters and second moments at the end."""
 
     losses: dict[int, float]
     norms: dict[int, float]
     params: dict[str, NDArray[Any]]
+    exp_avg_sq: dict[str, NDArray[Any]]
 
     def loss_error(self, reference: Trained) -> float:
         """The largest relative difference of a loss of the steps that both took."""
@@ -121,7 +122,10 @@ class Trained:
     def parameter_error(self, reference: Trained) -> float:
         """The relative difference of the tensor that is furthest away."""
         assert self.params.keys() == reference.params.keys()
-        return max(relative_error(self.params[name], value) for name, value in reference.params.items())
+        sizes = {name: np.sqrt(values) for name, values in reference.exp_avg_sq.items()}
+        largest = max(float(size.max()) for size in sizes.values())
+        masks = {name: has_gradient(size, largest) for name, size in sizes.items()}
+        return max(relative_error(self.params[name][mask], reference.params[name][mask]) for name, mask in masks.items())
 
 
 def train(
@@ -147,9 +151,9 @@ def take_steps(backend: Backend, run: Run, start: int, stop: int, keep: Path | N
         dtype = "float64" if run.config.training.precision == "fp64" else "float32"
         write_state(state, keep, run.model.huggingface_config, dtype=dtype, is_writer=backend.is_main)
         backend.barrier("kept")
-    return Trained(losses, norms, {name: np.array(values) for name, values in _read(state)})
+    assert state.exp_avg_sq is not None
+    return Trained(losses, norms, _read(state.params), _read(state.exp_avg_sq))
 
 
-def _read(state: TrainingState) -> Iterator[tuple[str, NDArray[Any]]]:
-    for name in state.params.names():
-        yield name, state.params.read(name)
+def _read(reader: TensorReader) -> dict[str, NDArray[Any]]:
+    return {name: np.array(reader.read(name)) for name in reader.names()}

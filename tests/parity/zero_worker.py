@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,26 +20,27 @@ from tests.parity.trajectories import FAMILIES, Trained, make_run, take_steps
 
 PROCESSES = 2
 STAGES = (0, 1, 2, 3)
+SERIES, TENSORS = ("losses", "norms"), ("params", "exp_avg_sq")
 
 
 def write(path: Path, trained: Trained) -> None:
     """Keep what was found."""
-    steps = np.array(sorted(trained.losses))
-    found = {
-        "steps": steps,
-        "losses": [trained.losses[step] for step in steps],
-        "norms": [trained.norms[step] for step in steps],
-    }
-    np.savez(path, **found, **{f"params/{name}": values for name, values in trained.params.items()})  # type: ignore[arg-type]
+    steps = sorted(trained.losses)
+    found: dict[str, Any] = {"steps": steps, **{what: [getattr(trained, what)[step] for step in steps] for what in SERIES}}
+    found |= {f"{part}/{name}": values for part in TENSORS for name, values in getattr(trained, part).items()}
+    np.savez(path, **found)
 
 
 def read(path: Path) -> Trained:
     """What was kept."""
     with np.load(path) as arrays:
         steps = arrays["steps"].tolist()
-        params = {name.removeprefix("params/"): arrays[name] for name in arrays.files if name.startswith("params/")}
-        losses, norms = (dict(zip(steps, arrays[what].tolist(), strict=True)) for what in ("losses", "norms"))
-        return Trained(losses, norms, params)
+        series = [dict(zip(steps, arrays[what].tolist(), strict=True)) for what in SERIES]
+        tensors = [
+            {name.removeprefix(f"{part}/"): arrays[name] for name in arrays.files if name.startswith(f"{part}/")}
+            for part in TENSORS
+        ]
+        return Trained(*series, *tensors)
 
 
 def main(folder: Path, steps: int) -> None:
