@@ -7,7 +7,7 @@ from html import escape
 
 from jaxllm.config.schema import Precision
 from jaxllm.parity.figures import error_figure, gradient_figure, loss_figure
-from jaxllm.parity.report import bound_text, figure, rungs
+from jaxllm.parity.report import AMPLIFIES, bound_text, figure, rungs
 from jaxllm.parity.results import Check, Curve, Level, Report
 from jaxllm.parity.tolerances import TOLERANCES
 
@@ -74,6 +74,8 @@ def _broken(report: Report) -> Iterator[str]:
     failed = [check for check in report.checks if not check.passed]
     if failed:
         yield "<h2>Broken bounds</h2>"
+        if any(check.detail.get("amplifies") for check in report.checks):
+            yield f"<p>{escape(AMPLIFIES)}</p>"
         yield _checks(failed)
 
 

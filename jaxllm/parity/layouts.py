@@ -15,8 +15,8 @@ MESH_DEVICES = 8
 class Layout:
     """Where and how a run is computed.
 
-    precision: fp32, bf16 or fp64.  data, fsdp, tensor: axes of a JAX mesh.  processes, zero_stage: of DeepSpeed, or the
-    number of processes that share the mesh.
+    data, fsdp, tensor: axes of a JAX mesh.  zero_stage: of DeepSpeed.  processes: of DeepSpeed, or that share the mesh.
+    micro_batch: sequences per device and forward pass, where they are not the run file's.
     """
 
     backend: BackendName
@@ -26,6 +26,7 @@ class Layout:
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
+    micro_batch: int | None = None
 
     @property
     def devices(self) -> int:
@@ -46,7 +47,8 @@ class Layout:
             return f"{engine}, {self.processes} process{'es' if self.processes > 1 else ''}"
         axes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         mesh = " x ".join(f"{axis} {size}" for axis, size in axes.items() if size > 1) or "1 device"
-        return f"JAX, {mesh}" + (f", {self.processes} processes" if self.processes > 1 else "")
+        name = f"JAX, {mesh}" + (f", {self.processes} processes" if self.processes > 1 else "")
+        return name + (f", micro-batches of {self.micro_batch}" if self.micro_batch else "")
 
     @property
     def slug(self) -> str:

@@ -18,6 +18,11 @@ from jaxllm.parity.results import LEVELS, Check, Level, Report
 _SHOWN_PARAMETERS = 8
 """Parameters of one level that are shown, the worst first; the others are counted."""
 
+AMPLIFIES = (
+    "This run amplifies rounding errors: see `control`, where JAX departs from itself because sums are added up in another "
+    "order. It says nothing about the backends; compare fewer steps (--steps), or a lower optimizer.learning_rate."
+)
+
 _WIDTHS = {"precision": 5, "level": 10, "measured": 9, "bound": 8, "verdict": 4}
 # Columns are two apart.
 _FIXED = sum(_WIDTHS.values()) + 2 * len(_WIDTHS)
@@ -54,7 +59,10 @@ class Terminal:
             self._console.print("nothing was checked", style="bold red")
         elif failed:
             self._console.print(f"FAILED: {len(failed)} of {len(report.checks)} checks broke their bound", style="bold red")
-            self._console.print("`--find` names the first operation that departs")
+            if any(check.detail.get("amplifies") for check in report.checks):
+                self._console.print(AMPLIFIES)
+            else:
+                self._console.print("`--find` names the first operation that departs")
         else:
             self._console.print(f"passed: {len(report.checks)} checks, no bound broken", style="bold green")
 

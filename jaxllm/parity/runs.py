@@ -135,6 +135,13 @@ class Runs:
                 return f"{count} {what} cannot be split over tensor {layout.tensor}"
         return None
 
+    def other_micro_batch(self) -> int | None:
+        """A micro-batch that this run on one device does not have; None for a global batch of one sequence."""
+        training = self._run.config.training
+        rows = training.global_batch
+        used = _micro_batch(training.micro_batch, rows) or rows
+        return next((size for size in (*range(used - 1, 0, -1), *range(used + 1, rows + 1)) if rows % size == 0), None)
+
     def _train(self, layout: Layout, slug: str, name: str, *arguments: str) -> FinishedRun:
         document = run_document(self._run, layout, self.steps) | {"name": slug, "output_dir": str(self._folder)}
         file = self._folder / f"{slug}.yaml"
@@ -169,7 +176,7 @@ def run_document(run: Run, layout: Layout, steps: int) -> dict[str, Any]:
         "steps": steps,
         "tokens": None,
         "precision": layout.precision,
-        "micro_batch": _micro_batch(config.training.micro_batch, rows),
+        "micro_batch": layout.micro_batch or _micro_batch(config.training.micro_batch, rows),
         "non_finite": "stop",
     }
     warmup = config.schedule.warmup_steps

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jaxllm.config.schema import Precision
@@ -18,17 +20,41 @@ def trajectory(
 ) -> Iterator[Measurement]:
     """Train in every layout and compare loss and parameters with those of JAX on one device.
 
-    keep: layouts whose saved states are needed later; those of the others are deleted as soon as they are compared.
+    keep: layouts whose saved states are needed later; those of the others are deleted as soon as they are compared.  When a
+    bound breaks, JAX is compared with itself as well, see `control`.
     """
     reference = Reference(runs.finished(one_device("jax", precision)))
     yield reference.curve("trajectory")
+    broken = False
     for layout in layouts:
         run = runs.finished(layout)
         comparison = reference.compare(run, "trajectory")
         if layout not in keep:
             runs.discard(run)
         yield comparison.curve
-        yield from checks(comparison, "trajectory", precision, f"{layout.name}, against {reference.run.name}")
+        for check in checks(comparison, "trajectory", precision, f"{layout.name}, against {reference.run.name}"):
+            broken = broken or not check.passed
+            yield check
+    if broken:
+        yield from control(runs, reference)
+
+
+def control(runs: Runs, reference: Reference) -> Iterator[Measurement]:
+    """JAX on one device against itself with another micro-batch: the same sums in another order.
+
+    Some runs amplify any rounding error, at a spike of the loss for example, until two trajectories have nothing in common.
+    Such a run departs from itself as far as from the other backend, and is no test of either.
+    """
+    size = runs.other_micro_batch()
+    if size is None:
+        return
+    precision = reference.run.precision
+    run = runs.finished(replace(one_device("jax", precision), micro_batch=size))
+    comparison = reference.compare(run, "trajectory")
+    runs.discard(run)
+    yield comparison.curve
+    detail = {"control": True, "amplifies": comparison.loss.error > TOLERANCES[precision].trajectory_loss}
+    yield Check("trajectory", precision, f"control: loss, {run.name}, against itself", comparison.loss.error, math.inf, detail)
 
 
 def checks(comparison: Comparison, level: Level, precision: Precision, name: str) -> Iterator[Check]:
