@@ -1,11 +1,14 @@
 """How long saving a checkpoint stalls the JAX loop, against the time of copying the state to host memory.
 
-    python -m benchmarks.checkpoint_stall [--hidden 512] [--layers 8] [--repeats 10] [--json OUT]
+    python -m benchmarks.checkpoint_stall [--hidden 512] [--layers 8] [--steps 3] [--repeats 10] [--json OUT]
 
-Alternately, on the same state after the same number of steps: the time until `JaxBackend.save` returns (the file is written
-while the loop goes on), and the time of copying every shard of weights and both moments into host memory of its own.  Before
-each measurement the devices have finished the last step and the last file is on disk.  After each save a step is taken at
-once, which donates the very buffers that are being saved; at the end the last checkpoint is compared with the copy.
+Alternately, on the same state:
+    copy      copying every shard of weights and both moments into host memory of its own
+    stall     until `JaxBackend.save` returns
+    delay     what the loop loses altogether: the save and the steps after it against as many steps without a save.  The first
+              of them donates the very buffers that are being saved.  On the CPU this counts the writing, too, which takes
+              processors from the steps; on an accelerator it does not.
+Before each measurement the last file is on disk.  At the end the last checkpoint is compared with the copy.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +66,18 @@ def step(backend: JaxBackend, number: int) -> None:
     float(backend.step(batch, Hyper(1e-3, 1 - 0.9**number, 1 - 0.95**number)).loss)
 
 
+def steps(backend: JaxBackend, count: int) -> None:
+    """So many steps, each finished before the next."""
+    for number in range(1, count + 1):
+        step(backend, number)
+
+
+def _seconds(action: Callable[[], None]) -> float:
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
+
+
 def copy_to_host(backend: JaxBackend) -> dict[str, list[np.ndarray]]:
     """Every shard of the state in host memory of its own."""
     trees = backend._trees()  # noqa: SLF001 - what `save` writes
@@ -77,14 +93,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     backend, run = start(arguments.hidden, arguments.layers)
-    stalls, copies, writes = [], [], []
+    found: dict[str, list[float]] = {"copy": [], "stall": [], "delay": [], "on disk after": []}
     with tempfile.TemporaryDirectory() as temporary:
         for repeat in range(arguments.repeats + 1):
-            step(backend, 2 * repeat + 1)
+            undisturbed = _seconds(lambda: steps(backend, arguments.steps))
             begun = time.perf_counter()
             copied = copy_to_host(backend)
             copy = time.perf_counter() - begun
@@ -93,26 +110,22 @@ def main() -> None:
             begun = time.perf_counter()
             backend.save(folder, Progress(repeat))
             stall = time.perf_counter() - begun
-            step(backend, 2 * repeat + 2)
+            disturbed = _seconds(lambda: steps(backend, arguments.steps))
             backend.wait()
             if repeat:  # the first one opens files and starts threads
-                stalls.append(stall)
-                copies.append(copy)
-                writes.append(time.perf_counter() - begun)
+                measured = (copy, stall, stall + disturbed - undisturbed, time.perf_counter() - begun)
+                for times, one in zip(found.values(), measured, strict=True):
+                    times.append(one)
         _compare(folder, run, copied)
     megabytes = 12 * run.model.parameters / 1e6
-    ratio = statistics.median(s / c for s, c in zip(stalls, copies, strict=True))
     print(f"state: {megabytes:.0f} MB ({run.model.parameters:,} parameters and two moments)")
-    for name, seconds in (("save returns after", stalls), ("copying to host", copies), ("on disk after", writes)):
-        print(f"{name:20} median {statistics.median(seconds) * 1e3:8.1f} ms, worst {max(seconds) * 1e3:8.1f} ms")
-    print(f"stall / copy: median {ratio:.3f} (bound 1)")
-    results = {
-        "megabytes": round(megabytes),
-        "stall_s": stalls,
-        "copy_s": copies,
-        "written_s": writes,
-        "ratio": round(ratio, 4),
-    }
+    for name, seconds in found.items():
+        print(f"{name:14} median {statistics.median(seconds) * 1e3:8.1f} ms, worst {max(seconds) * 1e3:8.1f} ms")
+    results: dict[str, object] = {"megabytes": round(megabytes), "seconds": found}
+    for name in ("stall", "delay"):
+        ratio = statistics.median(one / copy for one, copy in zip(found[name], found["copy"], strict=True))
+        results[f"{name} / copy"] = round(ratio, 4)
+        print(f"{name} / copy: median {ratio:.3f}{' (bound 1)' if name == 'stall' else ''}")
     write(arguments.json, results)
     backend.close()
 

@@ -44,12 +44,20 @@ class AsyncWriter:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
 
     def save(self, folder: Path, trees: Mapping[str, Params], progress: Progress) -> None:
-        """Start writing; returns when the arrays have been copied to host memory and may be donated (collective)."""
+        """Start writing; when this returns the arrays may be donated (collective).
+
+        Accelerators have copied them to the host by then.  On the CPU they are in host memory: they are kept as they are until
+        they are written, and a step that is given them for its results takes new memory instead.
+        """
         self.wait()
         self._folder = folder
-        self._pending = ocp.save_async(
-            (folder / STATE).resolve(), _nested(trees), custom_metadata={PROGRESS: progress.to_json()}
-        )
+        context = ocp.Context()
+        # Trained floats hardly compress, and the processor that tries is wanted by the steps that go on.
+        context.array.saving.use_compression = False
+        with context:
+            self._pending = ocp.save_async(
+                (folder / STATE).resolve(), _nested(trees), custom_metadata={PROGRESS: progress.to_json()}
+            )
 
     def wait(self) -> None:
         """Return when the last save is on disk; CheckpointError with the reason when it failed."""
