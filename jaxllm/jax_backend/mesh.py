@@ -35,7 +35,7 @@ def _of_process(devices: list[jax.Device], process: int) -> list[jax.Device]:
 
 
 def mesh_sizes(parallel: ParallelConfig, devices: int) -> dict[str, int]:
-    """Size of every mesh axis, `data: -1` resolved.  ConfigError when their product is not the number of devices."""
+    """Size of every mesh axis, `data: -1` resolved.  ConfigError when their product is more than the devices."""
     for axis in ("context", "expert"):
         if getattr(parallel, axis) > 1:
             reason = "no supported family has experts" if axis == "expert" else "the sequence cannot be sharded on this backend"
@@ -52,11 +52,6 @@ def mesh_sizes(parallel: ParallelConfig, devices: int) -> dict[str, int]:
     if needed > devices:
         hint = "use fewer, or jax.cpu_devices to split the CPU" if jax.default_backend() == "cpu" else "use fewer"
         raise ConfigError("parallel", f"the mesh {_product(sizes)} needs {needed} devices but there are {devices}; {hint}")
-    if needed < devices:
-        raise ConfigError(
-            "parallel",
-            f"the mesh {_product(sizes)} uses {needed} of {_count(devices)}; set parallel.data to -1 to use them all",
-        )
     return sizes
 
 
@@ -70,9 +65,20 @@ def _count(devices: int) -> str:
 
 
 def create_mesh(config: RunConfig) -> Mesh:
-    """The mesh of a run.  Its axes are Auto: the compiler propagates shardings from parameters, batch and constraints."""
+    """The mesh of a run.  Its axes are Auto: the compiler propagates shardings from parameters, batch and constraints.
+
+    A mesh smaller than the machine takes its first devices; ConfigError when that would leave a process of several without any.
+    """
     devices = run_devices(config)
-    return _mesh(mesh_sizes(config.parallel, len(devices)), devices)
+    sizes = mesh_sizes(config.parallel, len(devices))
+    needed = math.prod(sizes.values())
+    if needed < len(devices) and jax.process_count() > 1:
+        raise ConfigError(
+            "parallel",
+            f"the mesh {_product(sizes)} uses {needed} of the {_count(len(devices))} of {jax.process_count()} processes; "
+            "set parallel.data to -1 to use them all",
+        )
+    return _mesh(sizes, devices[:needed])
 
 
 def single_device_mesh() -> Mesh:

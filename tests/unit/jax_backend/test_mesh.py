@@ -105,7 +105,6 @@ def test_impossible_meshes_are_refused_on_one_device(start, model, parallel, key
 @pytest.mark.parametrize(
     ("model", "parallel", "key", "message"),
     [
-        ({}, {"data": 2}, "parallel", "uses 2 of 8 devices"),
         ({}, {"fsdp": 3}, "parallel", "fsdp 3 does not divide the 8 devices"),
         ({}, {"tensor": 8}, "parallel.tensor", r"8 does not divide the number of attention heads \(heads = 4\)"),
         ({"num_key_value_heads": 1}, {"tensor": 2}, "parallel.tensor", "2 does not divide the number of key/value heads"),
@@ -117,6 +116,11 @@ def test_impossible_meshes_are_refused_on_eight_devices(start, model, parallel, 
     with pytest.raises(ConfigError, match=message) as caught:
         start(cases.make_run(keys, parallel={"data": -1, **parallel}, jax=EIGHT))
     assert caught.value.key == key
+
+
+def test_a_smaller_mesh_takes_the_first_devices(start):
+    run = cases.make_run(parallel={"data": 2}, jax=EIGHT)
+    assert create_mesh(run.config).devices.ravel().tolist() == jax.devices()[:2]
 
 
 def test_more_cpu_devices_than_the_process_has_are_refused(start):
