@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,9 +17,8 @@ import click
 from jaxllm.cli.options import handle_errors
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from jaxllm.config.schema import Precision
+    from jaxllm.parity.report import Terminal
     from jaxllm.parity.results import Measurement, Report
     from jaxllm.parity.subject import Subject
 
@@ -122,40 +121,41 @@ def _compare(subject: Subject, wanted: Options, folder: Path) -> Report:
     from rich.console import Console
 
     from jaxllm.parity.ladder import Extent, check_fits, climb
+    from jaxllm.parity.report import Terminal
     from jaxllm.parity.runs import MAX_STATE_BYTES, MAX_STATES, Runs, state_spacing
 
     run, steps = subject.run, wanted.steps
     extent = Extent(wanted.precisions, wanted.stages, wanted.processes, wanted.full)
-    console = Console()
-    with _progress(console) as say:
+    terminal = Terminal(Console())
+    terminal.begin(f"{run.config.name}: {run.model.family}, {run.model.parameters:,} parameters, runs of {steps} steps")
+    with _progress(terminal) as say:
         runs = Runs(run, folder / "runs", steps, report=say)
         notes = [*subject.notes, *check_fits(runs, extent)]
         spacing = state_spacing(run.model.parameters, extent.precisions[0], steps)
         if spacing > 1:
             kept = f"a run saves at most {MAX_STATES} states of at most {MAX_STATE_BYTES / 1e9:g} GB in all"
             notes.append(f"parameters are compared every {spacing} steps: {kept}")
-        console.print(f"{run.config.name}: {run.model.family}, {run.model.parameters:,} parameters, runs of {steps} steps")
-        return _show(console, climb(subject, runs, extent), run.config.name, run.model.family, steps, tuple(notes))
+        return _show(terminal, climb(subject, runs, extent), run.config.name, run.model.family, steps, tuple(notes))
 
 
 def _compare_model(folder: Path) -> Report:
     from rich.console import Console
 
     from jaxllm.parity.checkpoint import compare_folder
+    from jaxllm.parity.report import Terminal
 
-    console = Console()
-    return _show(console, compare_folder(folder), folder.name, "checkpoint", 0, ())
+    terminal = Terminal(Console())
+    terminal.begin(f"{folder}: JAX against transformers")
+    return _show(terminal, compare_folder(folder), folder.name, "checkpoint", 0, ())
 
 
 def _show(
-    console: Console, measurements: Iterable[Measurement], name: str, family: str, steps: int, notes: tuple[str, ...]
+    terminal: Terminal, measurements: Iterable[Measurement], name: str, family: str, steps: int, notes: tuple[str, ...]
 ) -> Report:
     """Show every check as it comes, and make the report of all."""
     from jaxllm.metrics.environment import describe_machine, package_versions
-    from jaxllm.parity.report import Terminal
     from jaxllm.parity.results import Check, Report
 
-    terminal = Terminal(console)
     for note in notes:
         terminal.note(note)
     checks, curves = [], {}
@@ -173,13 +173,18 @@ def _show(
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Callable[[str], None]]:
+def _progress(terminal: Terminal) -> Iterator[Callable[[str], None]]:
     """Tells which run is under way: below the table in a terminal, else as lines on stderr."""
-    if not console.is_terminal:
-        yield lambda text: click.echo(f"running {text}", err=True)
-        return
-    with console.status("comparing") as status:
-        yield lambda text: status.update(f"running {text}")
+    with terminal.console.status("comparing") if terminal.console.is_terminal else nullcontext() as status:
+
+        def say(text: str) -> None:
+            terminal.flush()
+            if status is not None:
+                status.update(f"running {text}")
+            else:
+                click.echo(f"running {text}", err=True)
+
+        yield say
 
 
 def _find(subject: Subject, wanted: Options) -> int:

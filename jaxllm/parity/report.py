@@ -32,18 +32,22 @@ class Terminal:
     """Shows checks as they come.  Those of single parameters are held back until all of their level are known."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self.console = console
         self._parameters: list[Check] = []
         self._begun = False
 
+    def begin(self, text: str) -> None:
+        """What is compared."""
+        self.console.print(text, style="bold", highlight=False, soft_wrap=True)
+
     def note(self, text: str) -> None:
         """A sentence for a person."""
-        self._console.print(f"note: {escape(text)}", style="yellow", soft_wrap=True)
+        self.console.print(f"note: {escape(text)}", style="yellow", soft_wrap=True)
 
     def check(self, check: Check) -> None:
         """Show one check, or keep it when it is one of many gradients."""
         if self._parameters and (check.level, check.precision) != (self._parameters[0].level, self._parameters[0].precision):
-            self._flush()
+            self.flush()
         if check.level in ("backward", "optimizer") and "parameter" in check.detail:
             self._parameters.append(check)
             return
@@ -51,41 +55,42 @@ class Terminal:
 
     def finish(self, report: Report) -> None:
         """Show what was kept back, the ladder, and the verdict."""
-        self._flush()
-        self._console.print()
-        self._console.print(_ladder(report.checks))
+        self.flush()
+        self.console.print()
+        self.console.print(_ladder(report.checks))
         failed = [check for check in report.checks if not check.passed]
         if not report.checks:
-            self._console.print("nothing was checked", style="bold red")
+            self.console.print("nothing was checked", style="bold red")
         elif failed:
-            self._console.print(f"FAILED: {len(failed)} of {len(report.checks)} checks broke their bound", style="bold red")
+            self.console.print(f"FAILED: {len(failed)} of {len(report.checks)} checks broke their bound", style="bold red")
             if any(check.detail.get("amplifies") for check in report.checks):
-                self._console.print(AMPLIFIES)
+                self.console.print(AMPLIFIES)
             else:
-                self._console.print("`--find` names the first operation that departs")
+                self.console.print("`--find` names the first operation that departs")
         else:
-            self._console.print(f"passed: {len(report.checks)} checks, no bound broken", style="bold green")
+            self.console.print(f"passed: {len(report.checks)} checks, no bound broken", style="bold green")
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Show what was held back."""
         checks = sorted(self._parameters, key=badness, reverse=True)
         shown = [check for at, check in enumerate(checks) if at < _SHOWN_PARAMETERS or not check.passed]
         for check in shown:
             self._row(check)
         if rest := checks[len(shown) :]:
             text = f"and {len(rest)} more, at most {figure(rest[0].measured)}"
-            self._console.print(" " * (_WIDTHS["precision"] + _WIDTHS["level"] + 4) + text, style="dim")
+            self.console.print(" " * (_WIDTHS["precision"] + _WIDTHS["level"] + 4) + text, style="dim")
         self._parameters = []
 
     def _row(self, check: Check) -> None:
-        width = max(self._console.width - _FIXED, 30)
+        width = max(self.console.width - _FIXED, 30)
         if not self._begun:
-            self._console.print(
+            self.console.print(
                 _grid(width, [Text(head, "bold") for head in ("", "level", "compared", "measured", "bound", "")])
             )
             self._begun = True
         mark = Text("ok", "green") if check.passed else Text("FAIL", "bold red")
         cells = (check.precision, check.level, check.name, figure(check.measured), bound_text(check.bound))
-        self._console.print(_grid(width, [*map(Text, cells), mark]))
+        self.console.print(_grid(width, [*map(Text, cells), mark]))
 
 
 def _grid(width: int, cells: Sequence[Text]) -> Table:

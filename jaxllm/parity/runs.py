@@ -135,12 +135,14 @@ class Runs:
                 return f"{count} {what} cannot be split over tensor {layout.tensor}"
         return None
 
-    def other_micro_batch(self) -> int | None:
-        """A micro-batch that this run on one device does not have; None for a global batch of one sequence."""
+    def control_layout(self, precision: Precision) -> Layout | None:
+        """JAX on one device with another micro-batch than the run has; None for a global batch of one sequence."""
         training = self._run.config.training
         rows = training.global_batch
         used = _micro_batch(training.micro_batch, rows) or rows
-        return next((size for size in (*range(used - 1, 0, -1), *range(used + 1, rows + 1)) if rows % size == 0), None)
+        sizes = (size for size in (*range(used - 1, 0, -1), *range(used + 1, rows + 1)) if rows % size == 0)
+        size = next(sizes, None)
+        return None if size is None else Layout("jax", precision, micro_batch=size)
 
     def _train(self, layout: Layout, slug: str, name: str, *arguments: str) -> FinishedRun:
         document = run_document(self._run, layout, self.steps) | {"name": slug, "output_dir": str(self._folder)}

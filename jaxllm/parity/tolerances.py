@@ -6,7 +6,7 @@ Every bound is relative: the largest difference over the largest magnitude of th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,3 +57,14 @@ def relative_error(value: ArrayLike, reference: ArrayLike) -> float:
     difference = float(np.max(np.abs(np.asarray(value, np.float64) - wanted), initial=0.0))
     scale = float(np.max(np.abs(wanted), initial=0.0))
     return difference / scale if scale else difference
+
+
+def noise_bound(distances: Iterable[float]) -> float:
+    """How far apart the bf16 runs of the backends may be; distances: of each backend from its own fp32 run.
+
+    Their root mean square: each is an estimate, from the same few steps, of what rounding to 8 bits does to this run.  Two
+    runs whose roundings had nothing in common would be sqrt(2) times as far apart, and so would a backend that rounds where
+    the other does not; what keeps the backends closer is the rounding of the weights, which is the same on both.
+    """
+    squares = [distance * distance for distance in distances]
+    return math.sqrt(sum(squares) / len(squares))

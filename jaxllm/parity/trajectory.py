@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from jaxllm.config.schema import Precision
@@ -45,11 +44,11 @@ def control(runs: Runs, reference: Reference) -> Iterator[Measurement]:
     Some runs amplify any rounding error, at a spike of the loss for example, until two trajectories have nothing in common.
     Such a run departs from itself as far as from the other backend, and is no test of either.
     """
-    size = runs.other_micro_batch()
-    if size is None:
-        return
     precision = reference.run.precision
-    run = runs.finished(replace(one_device("jax", precision), micro_batch=size))
+    layout = runs.control_layout(precision)
+    if layout is None:
+        return
+    run = runs.finished(layout)
     comparison = reference.compare(run, "trajectory")
     runs.discard(run)
     yield comparison.curve
