@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FLOOR = 1e-18
-"""Errors are drawn on a log scale; what is below this, zero included, is drawn here."""
+_ROUNDING: dict[Precision, float] = {"fp64": 2.0**-53, "fp32": 2.0**-24, "bf16": 2.0**-24}
+"""A rounding of the numbers that losses and gradients are in.  On the log scale nothing, zero included, is drawn below it."""
 
 _INK, _QUIET, _BOUND = "#22272e", "#6b737c", "#c0392b"
 # Okabe and Ito's palette, which colour-blind people can tell apart.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6d31", "#7f7f7f")
 _MOST_ANNOTATED_CELLS = 400
+_LONG_LABEL = 64
 
 
 def loss_figure(curves: Sequence[Curve]) -> str:
@@ -41,7 +43,8 @@ def error_figure(curves: Sequence[Curve], values: Callable[[Curve], Mapping[int,
     figure, axes = _axes(label)
     axes.set_yscale("log")
     for at, curve in enumerate(curves):
-        floored = {step: max(value, FLOOR) for step, value in values(curve).items() if math.isfinite(value)}
+        floor = _ROUNDING[curve.precision]
+        floored = {step: max(value, floor) for step, value in values(curve).items() if math.isfinite(value)}
         _line(axes, f"{curve.name} against {curve.reference}", floored, at, 1.4)
         _mark_switch(axes, curve)
     if math.isfinite(bound):
@@ -51,23 +54,25 @@ def error_figure(curves: Sequence[Curve], values: Callable[[Curve], Mapping[int,
 
 def gradient_figure(gradients: Sequence[GradientError], precision: Precision, bound: float) -> str:
     """The error of every gradient of one precision: a row for each kind of weight, a column for each layer."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     errors = [gradient for gradient in gradients if gradient.precision == precision]
     inside = [gradient for gradient in errors if gradient.layer is not None]
     outside = [gradient for gradient in errors if gradient.layer is None]
     layers = sorted({gradient.layer for gradient in inside if gradient.layer is not None})
-    kinds = [*dict.fromkeys(gradient.kind for gradient in outside), *dict.fromkeys(gradient.kind for gradient in inside)]
+    kinds = [*sorted({gradient.kind for gradient in outside}), *sorted({gradient.kind for gradient in inside})]
     columns = {None: 0} | {layer: at + 1 for at, layer in enumerate(layers)}
     table = np.full((len(kinds), len(columns)), np.nan)
     for gradient in errors:
-        table[kinds.index(gradient.kind), columns[gradient.layer]] = math.log10(max(gradient.error, FLOOR))
+        table[kinds.index(gradient.kind), columns[gradient.layer]] = _logarithm(gradient.error)
     width = min(4.0 + 0.6 * len(columns), 16.0)
     figure = Figure(figsize=(width, 1.2 + 0.32 * len(kinds)), layout="constrained", facecolor="none")
     axes = figure.add_subplot()
     axes.set_facecolor("none")
-    limit = math.log10(bound)
-    image = axes.pcolormesh(table, cmap="YlOrRd", vmin=limit - 5.0, vmax=limit, edgecolors="white", linewidth=1.5)
+    lowest, limit = math.log10(_ROUNDING[precision]), math.log10(bound)
+    colours = colormaps["YlGnBu"].with_extremes(over=_BOUND)
+    image = axes.pcolormesh(table, cmap=colours, vmin=lowest, vmax=limit, edgecolors="white", linewidth=1.5)
     axes.invert_yaxis()
     axes.set_yticks(np.arange(len(kinds)) + 0.5, kinds)
     axes.set_xticks(np.arange(len(columns)) + 0.5, ["none", *map(str, layers)])
@@ -75,25 +80,31 @@ def gradient_figure(gradients: Sequence[GradientError], precision: Precision, bo
     axes.tick_params(length=0, colors=_INK, labelsize=9)
     axes.spines[:].set_visible(False)
     if table.size <= _MOST_ANNOTATED_CELLS:
-        _annotate(axes, table, limit)
-    bar = figure.colorbar(image, ax=axes, pad=0.01, extend="both")
-    bar.set_label("log10 of the relative error; the bound is at the top", color=_INK, fontsize=9)
+        _annotate(axes, table, (lowest + limit) / 2.0)
+    bar = figure.colorbar(image, ax=axes, pad=0.01, extend="max")
+    bar.set_label("log10 of the relative error, up to the bound", color=_INK, fontsize=9)
     bar.outline.set_visible(False)
     return _svg(figure)
 
 
-def _annotate(axes: Axes, table: np.ndarray[tuple[int, int], np.dtype[np.float64]], limit: float) -> None:
+def _logarithm(error: float) -> float:
+    """Of zero: far below anything that is drawn.  Of NaN: far above."""
+    return math.inf if math.isnan(error) else math.log10(max(error, sys.float_info.min))
+
+
+def _annotate(axes: Axes, table: np.ndarray[tuple[int, int], np.dtype[np.float64]], dark: float) -> None:
     for (row, column), value in np.ndenumerate(table):
         if not math.isnan(value):
-            text = "0" if value <= math.log10(FLOOR) else f"{value:.1f}"
-            colour = "white" if value > limit - 1.5 else _INK
-            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=colour)
+            text = "0" if value < math.log10(sys.float_info.epsilon) - 3 else f"{value:.1f}"
+            axes.text(
+                column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color="white" if value > dark else _INK
+            )
 
 
 def _axes(label: str) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10.0, 3.6), layout="constrained", facecolor="none")
+    figure = Figure(figsize=(10.0, 4.2), layout="constrained", facecolor="none")
     axes = figure.add_subplot()
     axes.set_facecolor("none")
     axes.set_ylabel(label, color=_INK)
@@ -123,7 +134,10 @@ def _finished(figure: Figure, axes: Axes) -> str:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    labels = [str(label) for label in axes.get_legend_handles_labels()[1]]
+    columns = 1 if max(map(len, labels), default=0) > _LONG_LABEL else 2
+    figure.set_figheight(3.2 + 0.19 * math.ceil(len(labels) / columns))
+    figure.legend(frameon=False, fontsize=8, loc="outside lower left", ncols=columns)
     return _svg(figure)
 
 

@@ -41,14 +41,15 @@ class Layout:
     @property
     def name(self) -> str:
         """How a person calls it."""
+        numbers = ", bf16" if self.precision == "bf16" else ""
         if self.backend == "deepspeed":
             # DeepSpeed has no float64: the backend runs the same model and optimiser without its engine.
             engine = "PyTorch" if self.precision == "fp64" else f"DeepSpeed ZeRO {self.zero_stage}"
-            return f"{engine}, {self.processes} process{'es' if self.processes > 1 else ''}"
+            return f"{engine}, {self.processes} process{'es' if self.processes > 1 else ''}{numbers}"
         axes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         mesh = " x ".join(f"{axis} {size}" for axis, size in axes.items() if size > 1) or "1 device"
         name = f"JAX, {mesh}" + (f", {self.processes} processes" if self.processes > 1 else "")
-        return name + (f", micro-batches of {self.micro_batch}" if self.micro_batch else "")
+        return name + (f", micro-batches of {self.micro_batch}" if self.micro_batch else "") + numbers
 
     @property
     def slug(self) -> str:

@@ -13,7 +13,7 @@ from jaxllm.config.schema import BackendName, Precision
 from jaxllm.parity.tolerances import TOLERANCES, relative_error
 from tests.golden.remake_trajectories import COMMAND, STEPS, golden_file
 from tests.parity.conftest import Run, Zero, run_zero
-from tests.parity.trajectories import FAMILIES, MESHES, MODELS, Trained, make_run, train
+from tests.parity.trajectories import CLIP_NORMS, FAMILIES, MESHES, MODELS, Trained, make_run, train
 
 pytest.importorskip("torch", reason="the other side of every comparison")
 
@@ -38,13 +38,13 @@ def test_neither_backend_drifts_from_the_losses_written_down(backend: BackendNam
     found = train(backend, make_run(family, "fp64", STEPS))
     advice = f"with {golden['versions']} it was different; if this change is meant: {COMMAND}"
     assert relative_error(list(found.losses.values()), golden["loss"]) <= TOLERANCES["fp64"].trajectory_loss, advice
-    assert min(found.losses.values()) < golden["loss"][0] - 0.5, "nothing was learnt"
+    assert min(found.losses.values()) < golden["loss"][0] - 0.2, "nothing was learnt"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_clipping_is_active_in_some_steps_and_not_in_others(trained: Run, family: str) -> None:
     norms = trained("jax", family, "fp64").norms.values()
-    assert min(norms) < 1.0 < max(norms)
+    assert min(norms) < CLIP_NORMS[family] < max(norms)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
