@@ -269,7 +269,7 @@ def _library_folder() -> Path:
 
 
 def _library_files() -> list[Path]:
-    """Every module of the standard library but tests and generated tables, sorted by name and not by the order of the file system."""
+    """Every module of the standard library but tests and tables, sorted by name and not by the order of the file system."""
     folder = _library_folder()
     found: list[Path] = []
     for parent, folders, files in os.walk(folder):
