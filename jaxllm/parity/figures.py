@@ -71,7 +71,8 @@ def gradient_figure(gradients: Sequence[GradientError], precision: Precision, bo
     axes = figure.add_subplot()
     axes.set_facecolor("none")
     lowest, limit = math.log10(_ROUNDING[precision]), math.log10(bound)
-    colours = colormaps["YlGnBu"].with_extremes(over=_BOUND)
+    # So few colours that the bar beside the map is drawn with rectangles and not as a bitmap.
+    colours = colormaps["YlGnBu"].resampled(48).with_extremes(over=_BOUND)
     image = axes.pcolormesh(table, cmap=colours, vmin=lowest, vmax=limit, edgecolors="white", linewidth=1.5)
     axes.invert_yaxis()
     axes.set_yticks(np.arange(len(kinds)) + 0.5, kinds)
