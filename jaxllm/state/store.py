@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from jaxllm.errors import CheckpointError
 from jaxllm.state.training_state import Progress
 
 _NAME = re.compile(r"step-(\d{8,})$")
+_ABANDON_TRIES, _QUIET_TRIES, _ABANDON_SECONDS = 100, 10, 0.05
 _DESCRIPTION, _MANIFEST = "checkpoint.json", "manifest.json"
 
 
@@ -82,9 +84,18 @@ class CheckpointStore:
         return Checkpoint(final, progress, backend, config, data)
 
     def abandon(self, step: int) -> None:
-        """Remove what was written since `begin`."""
-        if self.saving(step).exists():
-            self._remove(self.saving(step))
+        """Remove what was written since `begin`.
+
+        Threads of a writer that failed may go on creating files for a moment, so this waits until none has for a while.
+        """
+        quiet = 0
+        for _ in range(_ABANDON_TRIES):
+            if self.saving(step).exists():
+                self._remove(self.saving(step))
+                quiet = 0
+            if (quiet := quiet + 1) > _QUIET_TRIES:
+                return
+            time.sleep(_ABANDON_SECONDS)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints here, oldest first, damaged ones included."""
