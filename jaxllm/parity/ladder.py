@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jaxllm.config.schema import Precision
 from jaxllm.errors import ConfigError
 from jaxllm.parity.layouts import Layout, deepspeed_layouts, mesh_layouts, one_device
-from jaxllm.parity.noise import noise
+from jaxllm.parity.noise import noise, one_pass_noise
 from jaxllm.parity.results import Measurement
 from jaxllm.parity.runs import Runs
 from jaxllm.parity.subject import Subject
@@ -34,6 +34,7 @@ def climb(subject: Subject, runs: Runs, extent: Extent) -> Iterator[Measurement]
     """Everything that is compared, as soon as it is measured: fp64 first, which tells a mistake from rounding."""
     for precision in extent.precisions:
         if precision == "bf16":
+            yield from one_pass_noise(subject)
             yield from noise(runs)
         else:
             yield from _one_step(subject, precision)

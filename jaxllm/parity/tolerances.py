@@ -68,3 +68,7 @@ def noise_bound(distances: Iterable[float]) -> float:
     """
     squares = [distance * distance for distance in distances]
     return math.sqrt(sum(squares) / len(squares))
+
+
+NOISE_STEPS = 50
+"""Fewer losses than these have no bound in bf16: rounding moves each by chance, and with it the distances compared."""

@@ -63,10 +63,9 @@ class HandMade:
     def __init__(self, made: Mapping[tuple[str, str], FinishedRun], control: FinishedRun | None = None) -> None:
         self._made = made
         self._control = control
-        self.asked: list[str] = []
+        self.steps = max(len(run.losses) for run in made.values())
 
     def finished(self, layout: Layout) -> FinishedRun:
-        self.asked.append(layout.name)
         if layout.micro_batch is not None:
             assert self._control is not None
             return self._control

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from jaxllm.cli.main import main
 from jaxllm.parity import ladder
 from jaxllm.parity.results import LEVELS, Check, Curve
+from jaxllm.parity.tolerances import NOISE_STEPS
 from tests.end_to_end.runs import Site, environment
 
 pytest.importorskip("torch", reason="parity needs both backends")
@@ -60,7 +61,7 @@ def llama(site: Site) -> Outcome:
 @pytest.fixture(scope="module")
 def gpt2(site: Site) -> Outcome:
     """With dropout, as the family has it unless it is told otherwise."""
-    return _parity(site, "gpt2", "--level", "bf16", model=GPT2)
+    return _parity(site, "gpt2", "--level", "bf16", "--steps", NOISE_STEPS, model=GPT2, optimizer={"learning_rate": 1e-3})
 
 
 def test_every_level_is_measured_and_passes(llama: Outcome) -> None:
@@ -147,15 +148,17 @@ def test_dropout_is_switched_off_and_said_so(gpt2: Outcome) -> None:
 
 def test_noise_alone_trains_four_runs_and_compares_the_losses(gpt2: Outcome) -> None:
     ran = [line for line in gpt2.said.splitlines() if line.startswith("running ")]
-    assert ran == [
-        f"running {p}: {name}" for name in ("JAX, 1 device", "DeepSpeed ZeRO 0, 1 process") for p in ("fp32", "bf16")
-    ]
-    loss, parameters = gpt2.json["checks"]
-    assert (loss["level"], loss["precision"]) == ("noise", "bf16")
-    own = sorted(loss["detail"].values())
-    assert 0.0 < loss["measured"] <= loss["bound"]
-    assert own[0] <= loss["bound"] <= own[1]
-    assert parameters["bound"] is None
+    names = ("fp32: JAX, 1 device", "bf16: JAX, 1 device, bf16")
+    names += ("fp32: DeepSpeed ZeRO 0, 1 process", "bf16: DeepSpeed ZeRO 0, 1 process, bf16")
+    assert ran == [f"running {name}" for name in names]
+    bounded = [check for check in gpt2.json["checks"] if check["bound"] is not None]
+    inputs = ("packed text", "padded text", "random tokens", "rare tokens")
+    wanted = [f"{what}, {label}" for label in inputs for what in ("logits", "gradients of matrices")] + ["loss of every step"]
+    assert [check["name"].partition(", DeepSpeed against")[0] for check in bounded] == wanted
+    for check in bounded:
+        nearer, further = sorted(check["detail"].values())
+        assert 0.0 < check["measured"] <= check["bound"]
+        assert nearer <= check["bound"] <= further
 
 
 def test_what_is_run_is_said_while_it_runs(llama: Outcome) -> None:
