@@ -5,8 +5,6 @@ Shape legend: B sequences, S tokens, H heads, K key/value heads, D head_dim, E h
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -14,23 +12,19 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from jaxllm.backend import create_backend, create_probe
+from jaxllm.backend import create_backend
 from jaxllm.config.batch import resolve_batch
 from jaxllm.data.batch import Batch
-from jaxllm.errors import BackendError, CheckpointError
 from jaxllm.families import FAMILIES, flatten, module_points
 from jaxllm.parity.tolerances import TOLERANCES, relative_error
 from jaxllm.probe import Pass, point_names
 from jaxllm.run import Run
 from jaxllm.state.initial import InitialWeights
 from jaxllm.state.training_state import Progress, TensorReader, TrainingState
-from jaxllm.torch_backend.capture import capture
 from jaxllm.torch_backend.engine import PlainEngine
 from jaxllm.torch_backend.float64 import true_float64
 from jaxllm.torch_backend.group import alone
-from jaxllm.torch_backend.model import build_model
 from jaxllm.torch_backend.probe import TorchProbe
 from jaxllm.torch_backend.step import Loop
 from jaxllm.torch_backend.transfer import load_state
@@ -356,63 +350,3 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
     probe.load(run, Arrays(params))
     for name, values in probe.after_step(make_batch(0), make_hyper(0)).items():
         np.testing.assert_array_equal(values, params[name])
-
-
-# ------------------------------------------------------------------------------------------------------------- manners
-
-
-def test_weights_may_be_read_only() -> None:
-    run = make_run()
-    params = {name: _params(run).read(name) for name in _params(run).names()}
-    for values in params.values():
-        values.flags.writeable = False
-    TorchProbe().load(run, Arrays(params))
-
-
-def test_weights_that_do_not_fit_are_named_and_the_model_stays() -> None:
-    probe, batch = _probe(make_run()), make_batch(0)
-    before = probe.passes(batch).loss
-    with pytest.raises(CheckpointError, match=r"model\.embed_tokens\.weight is missing"):
-        probe.load(make_run(), _params(make_run("gpt2")))
-    assert probe.passes(batch).loss == before
-
-
-def test_a_probe_without_a_model_says_so() -> None:
-    with pytest.raises(BackendError, match="before `load`"):
-        TorchProbe().passes(make_batch(0))
-
-
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_nothing_is_left_behind_when_the_model_fails(attention: str) -> None:
-    run = make_run(attention=attention)
-    model = build_model(run.model, attention, torch.float32, torch.device("cpu"))  # type: ignore[arg-type]
-    registered = dict(ALL_ATTENTION_FUNCTIONS)
-    with pytest.raises(IndexError), capture(model, module_points(run.model), gradients=False):
-        model(input_ids=torch.tensor([[10**6]]))
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    assert dict(ALL_ATTENTION_FUNCTIONS) == registered
-
-
-ALONE = """
-import sys
-import torch
-from jaxllm.backend import create_probe
-from jaxllm.state.initial import InitialWeights
-from tests.distributed.deepspeed_cases import make_batch, make_hyper, make_run
-run = make_run(precision="bf16")
-probe = create_probe("deepspeed")
-probe.load(run, InitialWeights(run.model, 0))
-probe.passes(make_batch(0), capture=True)
-probe.after_step(make_batch(0), make_hyper(0))
-print("deepspeed" in sys.modules, "jax" in sys.modules, torch.distributed.is_initialized())
-"""
-
-
-def test_it_needs_neither_deepspeed_nor_a_process_group() -> None:
-    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout.split() == ["False", "False", "False"]
-
-
-def test_it_is_the_probe_of_its_backend() -> None:
-    assert isinstance(create_probe("deepspeed"), TorchProbe)
-    assert create_probe("deepspeed").name == "deepspeed"
