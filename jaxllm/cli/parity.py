@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
@@ -89,7 +91,7 @@ def parity(file: Path | None, overrides: tuple[str, ...], **options: Any) -> Non
     require_deepspeed("jaxllm parity")
     _check_writable(wanted.json_out, wanted.html_out)
     _stay_on_the_cpu()
-    with tempfile.TemporaryDirectory(prefix="jaxllm-parity-") as folder:
+    with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="jaxllm-parity-") as folder:
         if file is None:
             report = _compare_model(wanted.model or Path())
         else:
@@ -99,6 +101,20 @@ def parity(file: Path | None, overrides: tuple[str, ...], **options: Any) -> Non
             report = _compare(subject, wanted, Path(folder))
     _write(report, wanted)
     sys.exit(0 if report.passed else 1)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Within it SIGTERM ends the runs and removes what they wrote, as Ctrl-C does, instead of leaving both behind."""
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stay_on_the_cpu() -> None:

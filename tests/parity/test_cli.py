@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
 from jaxllm.cli.main import main
+from jaxllm.cli.parity import _ended_by_sigterm
 from jaxllm.parity import ladder
 from jaxllm.parity.results import LEVELS, Check, Curve
+from jaxllm.parity.runs import _call
 from jaxllm.parity.tolerances import NOISE_STEPS
 from tests.end_to_end.runs import Site, environment
 
@@ -248,6 +256,25 @@ def test_a_run_that_fails_says_why(site: Site, monkeypatch: pytest.MonkeyPatch) 
     assert "the fp32 run on JAX, 1 device failed: " in done.stderr
     assert "optimizer.learning_rate" in done.stderr
     assert len([line for line in done.stderr.splitlines() if not line.startswith("running")]) == 1
+
+
+def test_sigterm_ends_the_run_that_is_under_way(tmp_path: Path) -> None:
+    """A child that would sleep for a minute is ended, and the command with it."""
+    script = tmp_path / "child.py"
+    script.write_text(f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)")
+
+    def terminate() -> None:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=terminate)
+    sender.start()
+    with pytest.raises(SystemExit) as ended, _ended_by_sigterm():
+        _call([sys.executable, str(script)], os.environ)
+    sender.join()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
 def test_nothing_is_left_behind(site: Site, llama: Outcome) -> None:
