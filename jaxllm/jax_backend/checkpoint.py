@@ -6,6 +6,7 @@ FOLDER/jax_state/   {"params": ..., "exp_avg": ..., "exp_avg_sq": ...}, nested a
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from jaxllm.jax_backend.network import Params, flatten_paths, nest
 from jaxllm.state import Progress, TrainingState
 from jaxllm.state.training_state import Array
 
+_SMALL_TREE = 2**26  # bytes
 STATE = "jax_state"
 PROGRESS = "progress"
 Trees = Mapping[str, Mapping[str, Any]]
@@ -125,7 +127,8 @@ def _load(folder: Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
 class SavedWeights:
     """One tree of a checkpoint as a TensorReader, on the host, without the mesh that wrote it.
 
-    All layers of a tensor are read together and kept until another tensor is asked for.
+    All layers of a tensor are read together and kept until another tensor is asked for.  A small tree is read whole: opening
+    a checkpoint takes longer than reading one.
     """
 
     def __init__(self, folder: Path, tree: str, rules: Sequence[WeightRule], dtypes: Mapping[str, np.dtype]) -> None:
@@ -134,6 +137,9 @@ class SavedWeights:
         self._rules = {name: (rule, layer) for name, rule, layer in flatten(rules)}
         self._dtypes = dtypes
         self._kept: tuple[WeightRule, list[Array]] | None = None
+        sizes = [(rule.flax_shape, dtypes[path].itemsize) for rule in rules for path in rule.paths]
+        self._is_small = sum(math.prod(shape) * size for shape, size in sizes) <= _SMALL_TREE
+        self._whole: dict[str, Any] | None = None
 
     def names(self) -> Sequence[str]:
         """Hugging Face names, in checkpoint order."""
@@ -151,12 +157,21 @@ class SavedWeights:
         return np.array(tensor[tuple(index)] if index is not None else tensor, order="C")
 
     def _leaves(self, rule: WeightRule) -> list[Array]:
+        if self._is_small:
+            if self._whole is None:
+                self._whole = self._read([rule for rule, _ in self._rules.values()])
+            return [self._whole[path] for path in rule.paths]
         if self._kept is None or self._kept[0] is not rule:
             self._kept = None
-            wanted = {path: np.empty(rule.flax_shape, self._dtypes[path]) for path in rule.paths}
-            loaded = _flat(_load(self._folder, _nested({self._tree: wanted})))[self._tree]
-            self._kept = (rule, [np.asarray(loaded[path]) for path in rule.paths])
+            loaded = self._read([rule])
+            self._kept = (rule, [loaded[path] for path in rule.paths])
         return self._kept[1]
+
+    def _read(self, rules: Sequence[WeightRule]) -> dict[str, Any]:
+        """The leaves of some tensors, by Flax path."""
+        wanted = {path: np.empty(rule.flax_shape, self._dtypes[path]) for rule in rules for path in rule.paths}
+        loaded = _flat(_load(self._folder, _nested({self._tree: wanted})))[self._tree]
+        return {path: np.asarray(loaded[path]) for path in wanted}
 
 
 def read_training_state(folder: Path, model: Model) -> TrainingState:

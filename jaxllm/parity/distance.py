@@ -15,7 +15,8 @@ from jaxllm.parity.tolerances import has_gradient, relative_error
 from jaxllm.state import TrainingState
 from jaxllm.state.training_state import Array
 
-_KEPT_BYTES = 2**30
+_KEPT_BYTES = 2**28
+"""Of one run: this much memory is worth the time of reading its states again for every run that is compared with it."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,7 @@ class Reference:
 
     def __init__(self, run: FinishedRun) -> None:
         self.run = run
-        self._kept: dict[int, Mapping[str, _Compared]] = {}
-        self._kept_bytes = 0
+        self._kept: dict[int, Mapping[str, _Compared]] = run.kept
 
     def curve(self, level: Level) -> Curve:
         """Its own curve."""
@@ -76,14 +76,13 @@ class Reference:
         return max(errors, key=_badness)
 
     def _parameters(self, step: int) -> Mapping[str, _Compared]:
-        if step in self._kept:
-            return self._kept[step]
-        values = _compared(self.run.state(step))
-        size = sum(each.values.nbytes + each.mask.nbytes for each in values.values())
-        if self._kept_bytes + size <= _KEPT_BYTES:
-            self._kept_bytes += size
+        if step not in self._kept:
+            values = _compared(self.run.state(step))
+            states = len(self.run.saved_steps())
+            if states * sum(each.values.nbytes + each.mask.nbytes for each in values.values()) > _KEPT_BYTES:
+                return values
             self._kept[step] = values
-        return values
+        return self._kept[step]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from jaxllm.run_folder import RunFolder, resolved
 from jaxllm.state import TrainingState
 from jaxllm.state.store import CheckpointStore
 
-MAX_STATES = 100
+MAX_STATES = 25
 MAX_STATE_BYTES = 2 * 10**9
 _EVALUATION_BATCHES = 2
 # How long a run may take to save and stop after Ctrl-C before it is ended.
@@ -48,13 +48,17 @@ def state_spacing(parameters: int, precision: Precision, steps: int) -> int:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that was trained to its end.  losses: of each step; validation: after the last one."""
+    """A run that was trained to its end.
+
+    losses: of each step; validation: after the last one.  kept: parameters by step, for whoever compares others with this run.
+    """
 
     name: str
     run: Run
     folder: RunFolder
     losses: Mapping[int, float]
     validation: float | None
+    kept: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def precision(self) -> Precision:

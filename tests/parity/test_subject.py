@@ -89,7 +89,7 @@ def test_a_run_file_is_changed_in_what_the_comparison_needs() -> None:
     assert (config.training.steps, config.training.tokens, config.training.precision) == (100, None, "fp32")
     assert (config.deepspeed.zero_stage, config.parallel.data) == (2, 2)
     assert (config.logging.every, config.logging.sinks) == (1, ("jsonl",))
-    assert (config.evaluation.every, config.checkpoint.every, config.checkpoint.keep) == (None, 1, None)
+    assert (config.evaluation.every, config.checkpoint.every, config.checkpoint.keep) == (None, 4, None)
     assert config.sample.max_new_tokens == 0
     assert config.schedule.warmup_steps == 1  # 4 of 1,000
     assert config.optimizer == make_run("llama", "fp32", 1000).config.optimizer
