@@ -35,7 +35,11 @@ class RopeSpec:
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """Causal self-attention with grouped keys and values (arXiv:2305.13245)."""
+    """Self-attention with grouped keys and values (arXiv:2305.13245).
+
+    causal: a token sees nothing later.  window: it sees itself and the `window - 1` tokens before it; None: all of them.
+    softcap: scores s become softcap * tanh(s / softcap) before the mask (arXiv:2408.00118); None: they stay.
+    """
 
     heads: int
     kv_heads: int
@@ -44,6 +48,9 @@ class AttentionSpec:
     qkv_bias: bool
     output_bias: bool
     dropout: float = 0.0
+    causal: bool = True
+    window: int | None = None
+    softcap: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Causal self-attention with grouped keys and values (arXiv:2305.13245).
+"""Self-attention with grouped keys and values (arXiv:2305.13245): the projections around an attention kernel.
 
 Shape legend: B batch, S queries, T keys, E hidden, H heads, K key/value heads, G = H / K queries per key, D head_dim.
 """
@@ -9,16 +9,14 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jaxllm.families.spec import AttentionSpec
-from jaxllm.jax_backend.model.dropout import Site, dropout
+from jaxllm.jax_backend.attention.visibility import Visibility
 from jaxllm.jax_backend.model.linear import Linear
 from jaxllm.jax_backend.model.rope import rotate
 from jaxllm.jax_backend.model.runtime import Runtime
 from jaxllm.jax_backend.model.tap import NO_TAP, Tap
-from jaxllm.jax_backend.precision import Policy
 
 
 class KeyValue(NamedTuple):
@@ -34,57 +32,15 @@ CacheT = TypeVar("CacheT", KeyValue, None)  # what a layer is given is what it g
 class Context(NamedTuple):
     """What every layer of one forward pass shares.
 
-    mask_BST: which key each query sees.  rotary: cosine and sine, if positions are rotary.  key: of dropout, if there is any.
-    offset: index of the first query in the cache, if there is one.  tap: what looks at the activations.
+    visibility: which keys each query sees.  rotary: cosine and sine, if positions are rotary.  key: of dropout, if there is
+    any.  offset: index of the first query in the cache, if there is one.  tap: what looks at the activations.
     """
 
-    mask: jax.Array
+    visibility: Visibility
     rotary: tuple[jax.Array, jax.Array] | None = None
     key: jax.Array | None = None
     offset: jax.Array | None = None
     tap: Tap = NO_TAP
-
-
-def segment_mask(segments_BS: jax.Array) -> jax.Array:
-    """(B, S, S): a token sees itself and earlier tokens of its segment, so that no row is empty, not even of padding."""
-    length = segments_BS.shape[1]
-    causal_ST = jax.lax.broadcasted_iota(jnp.int32, (length, length), 0) >= jax.lax.broadcasted_iota(
-        jnp.int32, (length, length), 1
-    )
-    return (segments_BS[:, :, None] == segments_BS[:, None, :]) & causal_ST
-
-
-def cache_mask(offset: jax.Array, queries: int, length: int) -> jax.Array:
-    """(1, S, T): queries `offset`, `offset + 1`, ... each see the cache up to themselves."""
-    index_S = offset + jnp.arange(queries, dtype=jnp.int32)
-    return (jnp.arange(length, dtype=jnp.int32) <= index_S[:, None])[None]
-
-
-def attend(
-    query_BSHD: jax.Array,
-    key_BTKD: jax.Array,
-    value_BTKD: jax.Array,
-    context: Context,
-    scale: float,
-    rate: float,
-    policy: Policy,
-) -> jax.Array:
-    """softmax(q k^T scale) v over grouped heads, the softmax in the statistics dtype; (B, S, H, D).
-
-    Written out because `jax.nn.dot_product_attention` computes its softmax in float32 even for float64.
-    """
-    batch, queries, heads, head_dim = query_BSHD.shape
-    groups = heads // key_BTKD.shape[2]
-    query_BSKGD = query_BSHD.reshape(batch, queries, key_BTKD.shape[2], groups, head_dim)
-    scores_BKGST = jnp.einsum(
-        "bskgd,btkd->bkgst", query_BSKGD, key_BTKD, precision=policy.matmul, preferred_element_type=policy.statistics
-    )
-    lowest = np.finfo(policy.statistics).min
-    scores_BKGST = jnp.where(context.mask[:, None, None], scores_BKGST * scale, lowest)
-    weights_BKGST = jax.nn.softmax(scores_BKGST, axis=-1).astype(policy.compute)
-    weights_BKGST = dropout(weights_BKGST, rate, context.key, Site.ATTENTION)
-    mixed_BSKGD = jnp.einsum("bkgst,btkd->bskgd", weights_BKGST, value_BTKD, precision=policy.matmul)
-    return mixed_BSKGD.reshape(batch, queries, heads, head_dim)
 
 
 class Attention(nnx.Module):
@@ -112,8 +68,9 @@ class Attention(nnx.Module):
         if cache is not None:
             cache = _remember(cache, key_BSKD, value_BSKD, context)
             key_BSKD, value_BSKD = cache
-        rate = self.spec.dropout
-        mixed_BSHD = attend(query_BSHD, key_BSKD, value_BSKD, context, self.spec.scale, rate, self.runtime.policy)
+        mixed_BSHD = self.runtime.attention(
+            query_BSHD, key_BSKD, value_BSKD, context.visibility, self.spec, self.runtime, context.key
+        )
         mixed_BSHD = constrain(mixed_BSHD, "batch", "sequence", "heads", None)
         return self.output(mixed_BSHD), cache
 

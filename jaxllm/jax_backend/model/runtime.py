@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxllm.jax_backend.attention import AttentionKernel, xla_attention
 from jaxllm.jax_backend.precision import Policy
 from jaxllm.jax_backend.sharding import Layout
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """policy: dtypes.  layout: where activations live.  remat: what the backward pass recomputes, per layer."""
+    """policy: dtypes.  layout: where activations live.  remat: what the backward pass recomputes, per layer.
+
+    attention: the kernel that every layer uses.
+    """
 
     policy: Policy
     layout: Layout
     remat: Literal["none", "full", "dots"] = "none"
+    attention: AttentionKernel = xla_attention

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.families.spec import ModelSpec
-from jaxllm.jax_backend.model.attention import CacheT, Context, KeyValue, cache_mask, segment_mask
+from jaxllm.jax_backend.attention import cache_visibility, sequence_visibility
+from jaxllm.jax_backend.model.attention import CacheT, Context, KeyValue
 from jaxllm.jax_backend.model.block import Block
 from jaxllm.jax_backend.model.dropout import Site, dropout
 from jaxllm.jax_backend.model.linear import Embedding, Linear
@@ -57,7 +58,7 @@ class Transformer(nnx.Module):
         tap: Tap = NO_TAP,
     ) -> jax.Array:
         """Logits (B, S, V) in the compute dtype.  key: turns dropout on, where the spec has any.  tap: sees every point."""
-        context = Context(segment_mask(segments_BS), self._rotary(positions_BS), key, tap=tap)
+        context = Context(sequence_visibility(segments_BS), self._rotary(positions_BS), key, tap=tap)
         x_BSE = tap("embedding", self._embed(inputs_BS, positions_BS, key))
         x_BSE, _ = self._layers(x_BSE, context, None)
         return self._logits(x_BSE, tap)
@@ -66,8 +67,8 @@ class Transformer(nnx.Module):
         """Logits (B, V) after token `last` of `tokens`, which continue the cache at `offset`; and the longer cache."""
         batch, length = tokens_BS.shape
         positions_BS = jnp.broadcast_to(offset + jnp.arange(length, dtype=jnp.int32), (batch, length))
-        mask = cache_mask(offset, length, cache.key.shape[2])
-        context = Context(mask, self._rotary(positions_BS), offset=offset)
+        visibility = cache_visibility(offset, length, cache.key.shape[2])
+        context = Context(visibility, self._rotary(positions_BS), offset=offset)
         x_BSE, new_cache = self._layers(self._embed(tokens_BS, positions_BS, None), context, cache)
         x_BSE = jax.lax.dynamic_slice_in_dim(x_BSE, last, 1, axis=1)
         return self._logits(x_BSE, context.tap)[:, 0], new_cache
