@@ -78,7 +78,7 @@ def _gpu(
     return Chip(name, key, "gpu", pattern, *rates, source, aliases=aliases)
 
 
-def _tpu(
+def _tpu(  # noqa: PLR0913 - one row of the table
     name: str,
     key: str,
     pattern: str,
@@ -125,7 +125,8 @@ CHIPS: tuple[Chip, ...] = (
     _tpu("TPU v4", "v4", r"^TPU v4$", 275, 30.75, 1200, 600, "https://cloud.google.com/tpu/docs/v4", links=6, clock_ghz=1.05),
     _tpu("TPU v5e", "v5e", r"^TPU v5( lite|e)\b", 197, 15.75, 819, 400, "https://cloud.google.com/tpu/docs/v5e", links=4,
          clock_ghz=1.5, chips_per_host=8, aliases=("v5litepod",)),
-    _tpu("TPU v5p", "v5p", r"^TPU v5p?$", 459, 95.74, 2765, 1200, "https://cloud.google.com/tpu/docs/v5p", links=6, clock_ghz=1.75),
+    _tpu("TPU v5p", "v5p", r"^TPU v5p?$", 459, 95.74, 2765, 1200, "https://cloud.google.com/tpu/docs/v5p", links=6,
+         clock_ghz=1.75),
     _tpu("TPU v6e", "v6e", r"^TPU v6( lite|e)\b", 918, 31.25, 1638, 800, "https://cloud.google.com/tpu/docs/v6e", links=4,
          clock_ghz=1.75, chips_per_host=8, aliases=("trillium",)),
     _tpu("tpu7x", "tpu7x", r"^TPU ?(v)?7x\b", 2307, 94.75, 7380, 1200, "https://cloud.google.com/tpu/docs/tpu7x", links=6,
