@@ -15,6 +15,7 @@ from jaxllm.config.messages import closest
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp64"]
 BackendName: TypeAlias = Literal["jax", "deepspeed"]
+AttentionName: TypeAlias = Literal["auto", "xla", "splash", "cudnn"]
 
 
 def _whole(value: object) -> object:
@@ -304,7 +305,9 @@ class SampleConfig(Section):
 class JaxConfig(Section):
     """Only what has no meaning on the other backend."""
 
-    attention: Literal["xla"] = Field("xla", description="Attention kernel.")
+    attention: AttentionName = Field(
+        "auto", description="Attention kernel; auto: splash on TPU, cudnn on NVIDIA GPUs in bf16, else xla."
+    )
     remat: Literal["none", "full", "dots"] = Field("none", description="What the backward pass recomputes.")
     cpu_devices: Positive = Field(1, description="Virtual devices to split the CPU into, to try a mesh without accelerators.")
 

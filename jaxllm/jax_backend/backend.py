@@ -18,15 +18,14 @@ from jaxllm.config.batch import BatchPlan, resolve_batch
 from jaxllm.data.batch import Batch, Shard
 from jaxllm.errors import BackendError
 from jaxllm.jax_backend import checkpoint, distributed
+from jaxllm.jax_backend.assembly import assemble
 from jaxllm.jax_backend.feed import BatchFeed
 from jaxllm.jax_backend.mesh import create_mesh
-from jaxllm.jax_backend.model.runtime import Runtime
-from jaxllm.jax_backend.network import Network, Params, build_network
-from jaxllm.jax_backend.optimizer import Moments, adamw, step_scalars
-from jaxllm.jax_backend.precision import policy_of
+from jaxllm.jax_backend.network import Network, Params
+from jaxllm.jax_backend.optimizer import Moments, step_scalars
 from jaxllm.jax_backend.process import configure_process
-from jaxllm.jax_backend.sharding import Layout, data_parallel, parameter_shardings
-from jaxllm.jax_backend.step import EvaluationStep, TrainStep, build_evaluation_step, build_train_step
+from jaxllm.jax_backend.sharding import data_parallel
+from jaxllm.jax_backend.step import EvaluationStep, TrainStep, build_evaluation_step
 from jaxllm.jax_backend.weights import LiveWeights, load_params
 from jaxllm.run import Run
 from jaxllm.state import Progress, TrainingState
@@ -80,32 +79,28 @@ class JaxBackend:
         configure_process(config)
         mesh = create_mesh(config)
         plan: BatchPlan = resolve_batch(config, data_parallel(mesh))
-        runtime = Runtime(policy_of(config.training.precision), Layout(mesh), config.jax.remat)
-        network = build_network(run.model.spec, runtime)
-        rules = run.model.rules
-        shardings = parameter_shardings(rules, mesh)
-        master = runtime.policy.master
+        parts = assemble(run, mesh)
+        rules, shardings = run.model.rules, parts.shardings
+        master = parts.network.runtime.policy.master
         source = state.params if state is not None else initial_weights(run.model, config.seed)
         check_shapes(run.model, source)
         params = load_params(source, rules, shardings, master)
-        decays = {path: rule.decays for rule in rules for path in rule.paths}
-        optimizer = adamw(config.optimizer, decays)
         moments: Moments[jax.Array] | None = None
         if training and state is not None and state.exp_avg is not None and state.exp_avg_sq is not None:
             exp_avg = load_params(state.exp_avg, rules, shardings, master)
             moments = Moments(exp_avg, load_params(state.exp_avg_sq, rules, shardings, master))
         elif training:
-            moments = jax.jit(optimizer.init, out_shardings=Moments(shardings, shardings))(params)
+            moments = jax.jit(parts.optimizer.init, out_shardings=Moments(shardings, shardings))(params)
         self._state = _Started(
             run=run,
             mesh=mesh,
-            network=network,
+            network=parts.network,
             shardings=shardings,
             feed=BatchFeed(mesh, plan),
             params=params,
             moments=moments,
-            train_step=build_train_step(network, optimizer, config.optimizer, shardings, config.seed),
-            evaluation_step=build_evaluation_step(network),
+            train_step=parts.train_step,
+            evaluation_step=build_evaluation_step(parts.network),
             steps_taken=state.progress.step if state is not None else 0,
         )
 

@@ -21,16 +21,14 @@ from jaxllm.config.batch import BatchPlan
 from jaxllm.data.batch import Batch
 from jaxllm.errors import BackendError
 from jaxllm.families import ModelSpec
+from jaxllm.jax_backend.assembly import assemble
 from jaxllm.jax_backend.feed import BatchFeed
 from jaxllm.jax_backend.mesh import single_device_mesh
-from jaxllm.jax_backend.model.runtime import Runtime
 from jaxllm.jax_backend.model.tap import LAYERS, Points, Recorder
-from jaxllm.jax_backend.network import Network, Params, build_network
-from jaxllm.jax_backend.optimizer import adamw, step_scalars
-from jaxllm.jax_backend.precision import policy_of
+from jaxllm.jax_backend.network import Network, Params
+from jaxllm.jax_backend.optimizer import step_scalars
 from jaxllm.jax_backend.process import configure_process
-from jaxllm.jax_backend.sharding import Layout, parameter_shardings
-from jaxllm.jax_backend.step import DeviceBatch, TrainStep, build_train_step, loss_and_gradients, loss_sum
+from jaxllm.jax_backend.step import DeviceBatch, TrainStep, loss_and_gradients, loss_sum
 from jaxllm.jax_backend.weights import LiveWeights, load_params
 from jaxllm.probe import Array, Pass, point_names
 from jaxllm.run import Run
@@ -80,24 +78,20 @@ class JaxProbe:
 
     def load(self, run: Run, params: TensorReader) -> None:
         """Build the model of `run` in its precision and fill it with `params` (Hugging Face names)."""
-        config = run.config
-        configure_process(config)
+        configure_process(run.config)
         mesh = single_device_mesh()
-        runtime = Runtime(policy_of(config.training.precision), Layout(mesh), config.jax.remat)
-        network = build_network(_without_dropout(run.model.spec), runtime)
-        rules = run.model.rules
-        shardings = parameter_shardings(rules, mesh)
-        optimizer = adamw(config.optimizer, {path: rule.decays for rule in rules for path in rule.paths})
+        parts = assemble(replace(run, model=replace(run.model, spec=_without_dropout(run.model.spec))), mesh)
+        network, shardings = parts.network, parts.shardings
         self._state = _Loaded(
             run=run,
             mesh=mesh,
             network=network,
-            params=load_params(params, rules, shardings, runtime.policy.master),
+            params=load_params(params, run.model.rules, shardings, network.runtime.policy.master),
             gradients=_build_gradients(network, shardings),
             logits=_build_logits(network),
             capture=_build_capture(network),
-            zero_moments=jax.jit(optimizer.init),
-            train_step=build_train_step(network, optimizer, config.optimizer, shardings, config.seed),
+            zero_moments=jax.jit(parts.optimizer.init),
+            train_step=parts.train_step,
         )
 
     def passes(self, batch: Batch, *, capture: bool = False) -> Pass:

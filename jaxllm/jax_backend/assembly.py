@@ -1,0 +1,45 @@
+"""The parts of a run's training step on a mesh, put together without any weight: the same for a run and for a trial compile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from jaxllm.jax_backend.attention.choose import kernel_of
+from jaxllm.jax_backend.model.runtime import Runtime
+from jaxllm.jax_backend.network import Network, build_network
+from jaxllm.jax_backend.optimizer import adamw
+from jaxllm.jax_backend.precision import policy_of
+from jaxllm.jax_backend.sharding import Layout, parameter_shardings
+from jaxllm.jax_backend.step import TrainStep, build_train_step
+from jaxllm.run import Run
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A network on a mesh, its parameters' shardings by Flax path (moments share them), its optimiser and its step."""
+
+    network: Network
+    shardings: dict[str, NamedSharding]
+    optimizer: optax.GradientTransformationExtraArgs
+    train_step: TrainStep
+
+
+def runtime_of(run: Run, mesh: Mesh) -> Runtime:
+    """How a run computes on a mesh: dtypes, layout, rematerialisation, attention kernel."""
+    config = run.config
+    policy = policy_of(config.training.precision)
+    attention = kernel_of(config.jax.attention, run.model.spec.attention, config.data.sequence_length, policy, mesh)
+    return Runtime(policy, Layout(mesh), config.jax.remat, attention)
+
+
+def assemble(run: Run, mesh: Mesh) -> Assembly:
+    """The step of a run on a mesh.  ConfigError when the mesh cannot cut the model, or the kernel cannot do it."""
+    config, rules = run.config, run.model.rules
+    network = build_network(run.model.spec, runtime_of(run, mesh))
+    shardings = parameter_shardings(rules, mesh)
+    optimizer = adamw(config.optimizer, {path: rule.decays for rule in rules for path in rule.paths})
+    train_step = build_train_step(network, optimizer, config.optimizer, shardings, config.seed)
+    return Assembly(network, shardings, optimizer, train_step)
