@@ -44,7 +44,7 @@ def resolve_batch(config: RunConfig, data_parallel: int) -> BatchPlan:
 
 
 def data_parallel(parallel: ParallelConfig, devices: int) -> int:
-    """How many groups of devices see different rows: data * fsdp, with `data: -1` taking every device the others leave.
+    """How many groups of devices see different rows: data * fsdp * expert.  `data: -1`: every device the others leave.
 
     ConfigError when the mesh needs more devices than there are, or `data: -1` does not come out even.
     """
@@ -56,13 +56,13 @@ def data_parallel(parallel: ParallelConfig, devices: int) -> int:
                 "parallel.data",
                 f"-1 takes every device that the other axes leave, but {devices} are not a multiple of {others} ({sizes})",
             )
-        return devices // others * parallel.fsdp
+        return devices // others * parallel.fsdp * parallel.expert
     if parallel.data * others > devices:
         raise ConfigError(
             "parallel",
             f"the mesh of data {parallel.data}, {sizes} needs {parallel.data * others} devices, but there are {devices}",
         )
-    return parallel.data * parallel.fsdp
+    return parallel.data * parallel.fsdp * parallel.expert
 
 
 def total_steps(config: RunConfig) -> int:

@@ -8,6 +8,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from jaxllm.jax_backend.attention.choose import kernel_of
+from jaxllm.jax_backend.mesh import check_mesh
 from jaxllm.jax_backend.model.runtime import Runtime
 from jaxllm.jax_backend.network import Network, build_network
 from jaxllm.jax_backend.optimizer import adamw
@@ -38,6 +39,7 @@ def runtime_of(run: Run, mesh: Mesh) -> Runtime:
 def assemble(run: Run, mesh: Mesh) -> Assembly:
     """The step of a run on a mesh.  ConfigError when the mesh cannot cut the model, or the kernel cannot do it."""
     config, rules = run.config, run.model.rules
+    check_mesh(run, mesh)
     network = build_network(run.model.spec, runtime_of(run, mesh))
     shardings = parameter_shardings(rules, mesh)
     optimizer = adamw(config.optimizer, {path: rule.decays for rule in rules for path in rule.paths})

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxllm.families.spec import ModelSpec
+from jaxllm.jax_backend.attention import xla_attention
 from jaxllm.jax_backend.model.attention import KeyValue
 from jaxllm.jax_backend.model.runtime import Runtime
 from jaxllm.jax_backend.model.transformer import empty_cache
@@ -26,8 +27,8 @@ class JaxDecoder:
     """
 
     def __init__(self, spec: ModelSpec, runtime: Runtime, params: Mapping[str, jax.Array], max_length: int) -> None:
-        layout = Layout(runtime.layout.mesh, replicated=frozenset({"batch"}))
-        self._network = build_network(spec, replace(runtime, layout=layout, remat="none"))
+        layout = Layout(runtime.layout.mesh, replicated=frozenset({"batch", "sequence", "residual"}))
+        self._network = build_network(spec, replace(runtime, layout=layout, remat="none", attention=xla_attention))
         self._params = jax.jit(self._network.cast)(dict(params))
         self._max_length = max_length
         self._length = 0

@@ -18,11 +18,12 @@ from jaxllm.jax_backend.step import DeviceBatch
 
 
 class BatchFeed:
-    """Places batches: rows over (data, fsdp), the rows of each device in `accumulation` micro-batches."""
+    """Places batches: rows over (data, fsdp, expert), tokens over context; each device's rows in `accumulation` micro-batches."""
 
     def __init__(self, mesh: Mesh, plan: BatchPlan) -> None:
         self._plan = plan
-        self._sharding = Layout(mesh).sharding(None, "batch", "sequence")
+        self._layout = Layout(mesh)
+        self._sharding = self._layout.sharding(None, "batch", "sequence")
         self._parallel = data_parallel(mesh)
         self.shard = _process_shard(mesh)
 
@@ -43,6 +44,8 @@ class BatchFeed:
         missing = self.rows - rows_RS.shape[0]
         if missing:
             rows_RS = np.concatenate([rows_RS, np.zeros((missing, length), rows_RS.dtype)])
+        # Here and nowhere else: whatever belongs to a token goes where the token goes.
+        rows_RS = rows_RS[:, self._layout.token_order(length)]
         rows = rows_RS.reshape(-1, plan.accumulation, plan.micro_batch, length).swapaxes(0, 1)
         local_ABS = np.ascontiguousarray(rows.reshape(plan.accumulation, -1, length))
         shape = (plan.accumulation, plan.micro_batch * self._parallel, length)

@@ -9,7 +9,8 @@ from jax.sharding import AxisType, Mesh
 
 from jaxllm.config.schema import ParallelConfig, RunConfig
 from jaxllm.errors import ConfigError
-from jaxllm.jax_backend.sharding import MESH_AXES
+from jaxllm.jax_backend.sharding import MESH_AXES, Layout
+from jaxllm.run import Run
 
 
 def run_devices(config: RunConfig) -> list[jax.Device]:
@@ -36,10 +37,6 @@ def _of_process(devices: list[jax.Device], process: int) -> list[jax.Device]:
 
 def mesh_sizes(parallel: ParallelConfig, devices: int) -> dict[str, int]:
     """Size of every mesh axis, `data: -1` resolved.  ConfigError when their product is more than the devices."""
-    for axis in ("context", "expert"):
-        if getattr(parallel, axis) > 1:
-            reason = "no supported family has experts" if axis == "expert" else "the sequence cannot be sharded on this backend"
-            raise ConfigError(f"parallel.{axis}", f"{getattr(parallel, axis)} is not possible, {reason}; set it to 1")
     sizes = {axis: int(getattr(parallel, axis)) for axis in MESH_AXES}
     others = math.prod(size for axis, size in sizes.items() if axis != "data")
     if sizes["data"] == -1:
@@ -62,6 +59,16 @@ def _product(sizes: dict[str, int]) -> str:
 
 def _count(devices: int) -> str:
     return f"{devices} device{'s' if devices != 1 else ''}"
+
+
+def check_mesh(run: Run, mesh: Mesh) -> None:
+    """ConfigError when a mesh cuts what the run's model has not got, or cannot cut its rows.
+
+    What has to do with parameters is checked where they are laid out, in `sharding.parameter_shardings`.
+    """
+    if mesh.shape["expert"] > 1:
+        raise ConfigError("parallel.expert", f"{mesh.shape['expert']} is not possible, the model has no experts; set it to 1")
+    Layout(mesh).token_order(run.config.data.sequence_length)
 
 
 def create_mesh(config: RunConfig) -> Mesh:

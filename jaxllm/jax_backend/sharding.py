@@ -10,18 +10,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from numpy.typing import NDArray
 
 from jaxllm.errors import ConfigError
 from jaxllm.families import WeightRule
+from jaxllm.jax_backend.zigzag import zigzag
 
 # Outermost first: neighbours on the last axis are nearest to each other, and tensor parallelism talks the most.
 MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 
-# THE table.  `embed` is the hidden dimension of a parameter, `hidden` the same dimension of an activation.
+# THE table.  `embed` is the hidden dimension of a parameter, `hidden` the same dimension of an activation; `residual` is the
+# sequence between the products that `tensor` splits, where norms and residuals would otherwise be computed on every one of its
+# devices (sequence parallelism, arXiv:2205.05198).
 LOGICAL_AXES: Mapping[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "sequence": ("context",),
+    "residual": ("context", "tensor"),
     "hidden": (),
     "layers": (),
     "position": (),
@@ -31,6 +37,7 @@ LOGICAL_AXES: Mapping[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
+    "experts": ("expert",),
 }
 
 # How an error message calls a dimension.
@@ -40,6 +47,7 @@ _DIMENSIONS = {
     "mlp": "the MLP's inner size",
     "vocab": "the vocabulary size",
     "embed": "the hidden size",
+    "experts": "the number of experts",
 }
 
 
@@ -64,6 +72,11 @@ class Layout:
             return x
         constrained: jax.Array = jax.lax.with_sharding_constraint(x, self.sharding(*axes))
         return constrained
+
+    def token_order(self, length: int) -> NDArray[np.int32]:
+        """(S,) token at each place of a row of `length` tokens.  ConfigError when the row cannot be cut."""
+        shards = math.prod(self.mesh.shape[axis] for axis in LOGICAL_AXES["sequence"])
+        return zigzag(length, 1 if "sequence" in self.replicated else shards)
 
     @property
     def whole(self) -> NamedSharding:

@@ -11,6 +11,7 @@ from jaxllm.errors import ConfigError
 from jaxllm.families.spec import AttentionSpec
 from jaxllm.jax_backend.attention.cudnn import check_cudnn, cudnn_attention
 from jaxllm.jax_backend.attention.kernel import AttentionKernel
+from jaxllm.jax_backend.attention.ring import RING, check_ring, ring_attention
 from jaxllm.jax_backend.attention.xla import xla_attention
 from jaxllm.jax_backend.precision import Policy
 
@@ -21,8 +22,11 @@ _FASTEST: Mapping[str, AttentionName] = {"tpu": "splash", "gpu": "cudnn", "cuda"
 def kernel_of(wanted: AttentionName, spec: AttentionSpec, length: int, policy: Policy, mesh: Mesh) -> AttentionKernel:
     """The kernel for rows of `length` tokens: the one asked for, or with `auto` the platform's fastest that can do it.
 
-    ConfigError when the kernel asked for cannot.
+    A mesh that splits the sequence has the ring.  ConfigError when the kernel asked for cannot.
     """
+    if mesh.shape[RING] > 1:
+        check_ring(spec, wanted, mesh.shape[RING])
+        return ring_attention
     platform = mesh.devices.flat[0].platform
     if wanted != "auto":
         return _checked(wanted, spec, length, policy, platform)

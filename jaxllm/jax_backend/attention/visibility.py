@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
 
 from jaxllm.families.spec import AttentionSpec
 
@@ -27,9 +29,9 @@ class Visibility(NamedTuple):
     key_segments: jax.Array | None = None
 
 
-def sequence_visibility(segments_BS: jax.Array) -> Visibility:
-    """Self-attention over whole rows: token i is query i and key i."""
-    index_S = jnp.arange(segments_BS.shape[1], dtype=jnp.int32)
+def sequence_visibility(segments_BS: jax.Array, order_S: NDArray[np.int32]) -> Visibility:
+    """Self-attention over whole rows.  order: which token of its row stands at each place (`Layout.token_order`)."""
+    index_S = jnp.asarray(order_S)
     return Visibility(index_S, index_S, segments_BS, segments_BS)
 
 

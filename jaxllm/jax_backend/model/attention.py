@@ -58,6 +58,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BSE: jax.Array, context: Context, cache: CacheT) -> tuple[jax.Array, CacheT]:
         constrain = self.runtime.layout.constrain
+        x_BSE = constrain(x_BSE, "batch", "sequence", "hidden")
         query_BSHD = constrain(self.query(x_BSE), "batch", "sequence", "heads", None)
         key_BSKD = constrain(self.key(x_BSE), "batch", "sequence", "kv_heads", None)
         value_BSKD = constrain(self.value(x_BSE), "batch", "sequence", "kv_heads", None)
@@ -72,7 +73,7 @@ class Attention(nnx.Module):
             query_BSHD, key_BSKD, value_BSKD, context.visibility, self.spec, self.runtime, context.key
         )
         mixed_BSHD = constrain(mixed_BSHD, "batch", "sequence", "heads", None)
-        return self.output(mixed_BSHD), cache
+        return constrain(self.output(mixed_BSHD), "batch", "residual", "hidden"), cache
 
 
 def _remember(cache: KeyValue, key_BSKD: jax.Array, value_BSKD: jax.Array, context: Context) -> KeyValue:

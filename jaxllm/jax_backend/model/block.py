@@ -7,7 +7,7 @@ from flax import nnx
 
 from jaxllm.families.spec import ModelSpec
 from jaxllm.jax_backend.model.attention import Attention, CacheT, Context
-from jaxllm.jax_backend.model.dropout import Site, dropout
+from jaxllm.jax_backend.model.dropout import Site, token_dropout
 from jaxllm.jax_backend.model.mlp import Mlp
 from jaxllm.jax_backend.model.norm import Norm
 from jaxllm.jax_backend.model.runtime import Runtime
@@ -25,12 +25,13 @@ class Block(nnx.Module):
         self.layout = runtime.layout
 
     def __call__(self, x_BSE: jax.Array, context: Context, cache: CacheT) -> tuple[jax.Array, CacheT]:
-        rate, tap = self.residual_dropout, context.tap
+        rate, tap, index_S = self.residual_dropout, context.tap, context.visibility.query_index
         normed_BSE = tap("attention_norm", self.attention_norm(x_BSE))
         attended_BSE, cache = self.attention(normed_BSE, context, cache)
         attended_BSE = tap("attention_output", attended_BSE)
-        x_BSE = x_BSE + dropout(attended_BSE, rate, context.key, Site.ATTENTION_OUTPUT)
-        x_BSE = tap("attention_residual", self.layout.constrain(x_BSE, "batch", "sequence", "hidden"))
+        x_BSE = x_BSE + token_dropout(attended_BSE, rate, context.key, Site.ATTENTION_OUTPUT, index_S)
+        x_BSE = tap("attention_residual", self.layout.constrain(x_BSE, "batch", "residual", "hidden"))
         normed_BSE = tap("mlp_norm", self.mlp_norm(x_BSE))
-        x_BSE = x_BSE + dropout(tap("mlp_output", self.mlp(normed_BSE)), rate, context.key, Site.MLP_OUTPUT)
-        return tap("residual", self.layout.constrain(x_BSE, "batch", "sequence", "hidden")), cache
+        fed_BSE = tap("mlp_output", self.mlp(normed_BSE))
+        x_BSE = x_BSE + token_dropout(fed_BSE, rate, context.key, Site.MLP_OUTPUT, index_S)
+        return tap("residual", self.layout.constrain(x_BSE, "batch", "residual", "hidden")), cache

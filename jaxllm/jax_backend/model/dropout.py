@@ -27,6 +27,19 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, site: Site) -> jax
     """Zero each element with probability `rate` and scale the rest by 1 / (1 - rate); nothing without a key."""
     if key is None or rate == 0.0:
         return x
-    bits = jax.random.bits(jax.random.fold_in(key, int(site)), x.shape, jnp.uint32)
+    return _drop(x, rate, jax.random.bits(jax.random.fold_in(key, int(site)), x.shape, jnp.uint32))
+
+
+def token_dropout(x_BSE: jax.Array, rate: float, key: jax.Array | None, site: Site, index_S: jax.Array) -> jax.Array:
+    """`dropout` whose bits belong to the tokens of a row, wherever they stand.  index: the token at each place."""
+    if key is None or rate == 0.0:
+        return x_BSE
+    batch, _, hidden = x_BSE.shape
+    keys_S = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, int(site)), index_S)
+    bits = jax.vmap(lambda one: jax.random.bits(one, (batch, hidden), jnp.uint32), out_axes=1)(keys_S)
+    return _drop(x_BSE, rate, bits)
+
+
+def _drop(x: jax.Array, rate: float, bits: jax.Array) -> jax.Array:
     keep = bits >= np.uint32(min(round(rate * 2**32), 2**32 - 1))
     return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))

@@ -33,8 +33,10 @@ class Mlp(nnx.Module):
         self.runtime = runtime
 
     def __call__(self, x_BSE: jax.Array) -> jax.Array:
+        constrain = self.runtime.layout.constrain
         activate = ACTIVATIONS[self.activation]
+        x_BSE = constrain(x_BSE, "batch", "sequence", "hidden")
         inner_BSM = self.up(x_BSE)
         inner_BSM = activate(inner_BSM) if self.gate is None else activate(self.gate(x_BSE)) * inner_BSM
-        inner_BSM = self.runtime.layout.constrain(inner_BSM, "batch", "sequence", "mlp")
-        return self.down(inner_BSM)
+        inner_BSM = constrain(inner_BSM, "batch", "sequence", "mlp")
+        return constrain(self.down(inner_BSM), "batch", "residual", "hidden")

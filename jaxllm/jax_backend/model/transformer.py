@@ -16,7 +16,7 @@ from jaxllm.families.spec import ModelSpec
 from jaxllm.jax_backend.attention import cache_visibility, sequence_visibility
 from jaxllm.jax_backend.model.attention import CacheT, Context, KeyValue
 from jaxllm.jax_backend.model.block import Block
-from jaxllm.jax_backend.model.dropout import Site, dropout
+from jaxllm.jax_backend.model.dropout import Site, token_dropout
 from jaxllm.jax_backend.model.linear import Embedding, Linear
 from jaxllm.jax_backend.model.norm import Norm
 from jaxllm.jax_backend.model.parameter import stacked
@@ -58,8 +58,9 @@ class Transformer(nnx.Module):
         tap: Tap = NO_TAP,
     ) -> jax.Array:
         """Logits (B, S, V) in the compute dtype.  key: turns dropout on, where the spec has any.  tap: sees every point."""
-        context = Context(sequence_visibility(segments_BS), self._rotary(positions_BS), key, tap=tap)
-        x_BSE = tap("embedding", self._embed(inputs_BS, positions_BS, key))
+        order_S = self.runtime.layout.token_order(inputs_BS.shape[1])
+        context = Context(sequence_visibility(segments_BS, order_S), self._rotary(positions_BS), key, tap=tap)
+        x_BSE = tap("embedding", self._embed(inputs_BS, positions_BS, key, context.visibility.query_index))
         x_BSE, _ = self._layers(x_BSE, context, None)
         return self._logits(x_BSE, tap)
 
@@ -69,7 +70,7 @@ class Transformer(nnx.Module):
         positions_BS = jnp.broadcast_to(offset + jnp.arange(length, dtype=jnp.int32), (batch, length))
         visibility = cache_visibility(offset, length, cache.key.shape[2])
         context = Context(visibility, self._rotary(positions_BS), offset=offset)
-        x_BSE, new_cache = self._layers(self._embed(tokens_BS, positions_BS, None), context, cache)
+        x_BSE, new_cache = self._layers(self._embed(tokens_BS, positions_BS, None, visibility.query_index), context, cache)
         x_BSE = jax.lax.dynamic_slice_in_dim(x_BSE, last, 1, axis=1)
         return self._logits(x_BSE, context.tap)[:, 0], new_cache
 
@@ -78,14 +79,14 @@ class Transformer(nnx.Module):
             return None
         return rotary_tables(self.spec.rope, self.spec.attention.head_dim, positions_BS, self.runtime.policy)
 
-    def _embed(self, tokens_BS: jax.Array, positions_BS: jax.Array, key: jax.Array | None) -> jax.Array:
+    def _embed(self, tokens_BS: jax.Array, positions_BS: jax.Array, key: jax.Array | None, index_S: jax.Array) -> jax.Array:
         x_BSE = self.embed(tokens_BS)
         if self.position_embed is not None:
             x_BSE = x_BSE + self.position_embed(positions_BS)
-        x_BSE = self.runtime.layout.constrain(x_BSE, "batch", "sequence", "hidden")
+        x_BSE = self.runtime.layout.constrain(x_BSE, "batch", "residual", "hidden")
         # Layers fold in their index, 0 to L - 1; L stands for what comes before them.
         key = None if key is None else jax.random.fold_in(key, self.spec.layers)
-        return dropout(x_BSE, self.spec.embedding_dropout, key, Site.EMBEDDING)
+        return token_dropout(x_BSE, self.spec.embedding_dropout, key, Site.EMBEDDING, index_S)
 
     def _layers(self, x_BSE: jax.Array, context: Context, cache: CacheT) -> tuple[jax.Array, CacheT]:
         """All layers in one scan, so that compile time does not grow with their number."""
@@ -112,6 +113,7 @@ class Transformer(nnx.Module):
 
     def _logits(self, x_BSE: jax.Array, tap: Tap) -> jax.Array:
         x_BSE = tap("final_norm", self.final_norm(x_BSE))
+        x_BSE = self.runtime.layout.constrain(x_BSE, "batch", "sequence", "hidden")
         logits_BSV = self.embed.attend(x_BSE) if self.head is None else self.head(x_BSE)
         return tap("logits", self.runtime.layout.constrain(logits_BSV, "batch", "sequence", "vocab"))
 
