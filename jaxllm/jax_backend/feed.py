@@ -18,7 +18,7 @@ from jaxllm.jax_backend.step import DeviceBatch
 
 
 class BatchFeed:
-    """Places batches: rows over (data, fsdp, expert), tokens over context; each device's rows in `accumulation` micro-batches."""
+    """Places batches: rows over data, fsdp, expert, tokens over context; each device's rows in `accumulation` micro-batches."""
 
     def __init__(self, mesh: Mesh, plan: BatchPlan) -> None:
         self._plan = plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -85,15 +86,17 @@ def create_mesh(config: RunConfig) -> Mesh:
             f"the mesh {_product(sizes)} uses {needed} of the {_count(len(devices))} of {jax.process_count()} processes; "
             "set parallel.data to -1 to use them all",
         )
-    return _mesh(sizes, devices[:needed])
+    return mesh_of(sizes, devices[:needed])
 
 
 def single_device_mesh() -> Mesh:
     """The first device of this process by itself."""
-    return _mesh(dict.fromkeys(MESH_AXES, 1), jax.local_devices()[:1])
+    return mesh_of(dict.fromkeys(MESH_AXES, 1), jax.local_devices()[:1])
 
 
-def _mesh(sizes: dict[str, int], devices: list[jax.Device]) -> Mesh:
+def mesh_of(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of those sizes on the first of `devices` (of all)."""
+    devices = (devices or jax.devices())[: math.prod(sizes.values())]
     return jax.make_mesh(
         tuple(sizes[axis] for axis in MESH_AXES), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
     )

@@ -19,10 +19,10 @@ from jaxllm.jax_backend.precision import Policy
 
 
 class Queries(NamedTuple):
-    """A block of queries with what decides their visibility: query_BKGSD, index_S, segments_BS (None: one document)."""
+    """A block of queries with what decides their visibility: query_BKGSD, place_S, segments_BS (None: one document)."""
 
     query: jax.Array
-    index: jax.Array
+    place: jax.Array
     segments: jax.Array | None
 
 
@@ -31,7 +31,7 @@ class Keys(NamedTuple):
 
     key: jax.Array
     value: jax.Array
-    index: jax.Array
+    place: jax.Array
     segments: jax.Array | None
 
 
@@ -123,5 +123,5 @@ def _scores(queries: Queries, keys: Keys, spec: AttentionSpec, policy: Policy) -
     if spec.softcap is not None:
         bent_BKGST = jnp.tanh(scores_BKGST / spec.softcap)
         scores_BKGST, slope_BKGST = bent_BKGST * spec.softcap, 1.0 - bent_BKGST * bent_BKGST
-    seen = visible(Visibility(queries.index, keys.index, queries.segments, keys.segments), spec)
+    seen = visible(Visibility(queries.place, keys.place, queries.segments, keys.segments), spec)
     return jnp.where(seen[:, None, None], scores_BKGST, np.finfo(policy.statistics).min), slope_BKGST

@@ -17,6 +17,10 @@ MESHES = {
     "fsdp8": {"data": 1, "fsdp": 8},
     "fsdp4-tensor2": {"data": 1, "fsdp": 4, "tensor": 2},
     "data2-fsdp2-tensor2": {"data": -1, "fsdp": 2, "tensor": 2},
+    "context2": {"data": 1, "context": 2},
+    "context4": {"data": 1, "context": 4},
+    "context8": {"data": 1, "context": 8},
+    "fsdp2-context2-tensor2": {"data": 1, "fsdp": 2, "context": 2, "tensor": 2},
 }
 EIGHT = {"cpu_devices": 8}
 
@@ -27,7 +31,7 @@ def test_every_mesh_equals_one_device(start, family, capfd):
     run = cases.make_run(model, training={"precision": "fp64"})
     wanted = cases.take_steps(start(run), run, range(3))
     for name, parallel in MESHES.items():
-        run = cases.make_run(model, training={"precision": "fp64", "micro_batch": 1}, parallel=parallel, jax=EIGHT)
+        run = cases.make_run(model, training={"precision": "fp64", "micro_batch": 2}, parallel=parallel, jax=EIGHT)
         backend = start(run)
         found = cases.take_steps(backend, run, range(3))
         assert found.losses == pytest.approx(wanted.losses, rel=1e-12), name
@@ -39,11 +43,14 @@ def test_every_mesh_equals_one_device(start, family, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_dropout_is_the_same_on_every_mesh(start):
-    dropped = {**cases.GPT2, "resid_pdrop": 0.2, "embd_pdrop": 0.2, "attn_pdrop": 0.2}
+@pytest.mark.parametrize(
+    ("attention", "mesh"), [(0.2, "data2-fsdp2-tensor2"), (0.0, "fsdp2-context2-tensor2")]
+)  # fmt: skip
+def test_dropout_is_the_same_on_every_mesh(start, attention, mesh):
+    dropped = {**cases.GPT2, "resid_pdrop": 0.2, "embd_pdrop": 0.2, "attn_pdrop": attention}
     losses = []
-    for parallel, cpu_devices in (({"data": 1}, 1), ({"data": 2, "fsdp": 2, "tensor": 2}, 8)):
-        run = cases.make_run(dropped, training={"precision": "fp64"}, parallel=parallel, jax={"cpu_devices": cpu_devices})
+    for parallel in ({"data": 1}, MESHES[mesh]):
+        run = cases.make_run(dropped, training={"precision": "fp64"}, parallel=parallel, jax=EIGHT)
         losses.append(float(start(run).step(cases.make_batch(), cases.hyper_of(0, run)).loss))
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
@@ -92,8 +99,6 @@ def test_an_odd_vocabulary_is_cut_along_the_hidden_dimension(start):
     [
         ({}, {"data": 4}, "parallel", "the mesh data 4 needs 4 devices but there are 1"),
         ({}, {"data": 1, "fsdp": 2, "tensor": 2}, "parallel", "the mesh fsdp 2 x tensor 2 needs 4 devices but there are 1"),
-        ({}, {"context": 2}, "parallel.context", "2 is not possible"),
-        ({}, {"expert": 2}, "parallel.expert", "no supported family has experts"),
     ],
 )
 def test_impossible_meshes_are_refused_on_one_device(start, model, parallel, key, message):
@@ -109,6 +114,8 @@ def test_impossible_meshes_are_refused_on_one_device(start, model, parallel, key
         ({}, {"tensor": 8}, "parallel.tensor", r"8 does not divide the number of attention heads \(heads = 4\)"),
         ({"num_key_value_heads": 1}, {"tensor": 2}, "parallel.tensor", "2 does not divide the number of key/value heads"),
         ({"intermediate_size": 50}, {"tensor": 4, "fsdp": 2}, "parallel.tensor", "4 does not divide the MLP's inner size"),
+        ({}, {"expert": 2}, "parallel.expert", "2 is not possible, the model has no experts; set it to 1"),
+        ({"attention_dropout": 0.1}, {"context": 2}, "parallel.context", "2 cannot be combined with dropout of attention weights"),
     ],
 )
 def test_impossible_meshes_are_refused_on_eight_devices(start, model, parallel, key, message):
@@ -116,6 +123,12 @@ def test_impossible_meshes_are_refused_on_eight_devices(start, model, parallel, 
     with pytest.raises(ConfigError, match=message) as caught:
         start(cases.make_run(keys, parallel={"data": -1, **parallel}, jax=EIGHT))
     assert caught.value.key == key
+
+
+def test_rows_that_context_cannot_cut_are_refused(start):
+    with pytest.raises(ConfigError, match="36 tokens cannot be cut into") as caught:
+        start(cases.make_run(data={"sequence_length": 36}, parallel={"data": 1, "context": 4}, jax=EIGHT))
+    assert caught.value.key == "data.sequence_length"
 
 
 def test_a_smaller_mesh_takes_the_first_devices(start):
