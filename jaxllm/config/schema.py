@@ -12,10 +12,12 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from jaxllm.config.messages import closest
+from jaxllm.config.remat import RematPolicy, check_remat_names
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp64"]
 BackendName: TypeAlias = Literal["jax", "deepspeed"]
 AttentionName: TypeAlias = Literal["auto", "xla", "splash", "cudnn"]
+OptimizerOffload: TypeAlias = Literal["none", "moments", "all"]
 
 
 def _whole(value: object) -> object:
@@ -308,8 +310,22 @@ class JaxConfig(Section):
     attention: AttentionName = Field(
         "auto", description="Attention kernel; auto: splash on TPU, cudnn on NVIDIA GPUs in bf16, else xla."
     )
-    remat: Literal["none", "full", "dots"] = Field("none", description="What the backward pass recomputes.")
+    remat: RematPolicy | tuple[str, ...] = Field(
+        "none",
+        description="What each layer keeps for its backward pass. none: everything; full: its input; dots: products; "
+        "offload: those, in host memory; or a list of its points: NAME, or NAME@host.",
+    )
+    offload_optimizer: OptimizerOffload = Field(
+        "none", description="What is in host memory between its uses. moments: Adam's moments; all: the master weights, too."
+    )
     cpu_devices: Positive = Field(1, description="Virtual devices to split the CPU into, to try a mesh without accelerators.")
+
+    @field_validator("remat")
+    @classmethod
+    def _known_points(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not isinstance(value, str):
+            check_remat_names(value)
+        return value
 
 
 class DeepSpeedConfig(Section):

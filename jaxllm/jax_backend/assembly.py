@@ -11,6 +11,7 @@ from jaxllm.jax_backend.attention.choose import kernel_of
 from jaxllm.jax_backend.mesh import check_mesh
 from jaxllm.jax_backend.model.runtime import Runtime
 from jaxllm.jax_backend.network import Network, build_network
+from jaxllm.jax_backend.offload import Storage, storage_of
 from jaxllm.jax_backend.optimizer import adamw
 from jaxllm.jax_backend.precision import policy_of
 from jaxllm.jax_backend.sharding import Layout, parameter_shardings
@@ -20,10 +21,15 @@ from jaxllm.run import Run
 
 @dataclass(frozen=True)
 class Assembly:
-    """A network on a mesh, its parameters' shardings by Flax path (moments share them), its optimiser and its step."""
+    """A network on a mesh, its optimiser and its step.
+
+    shardings: of parameters and gradients by Flax path, while they are computed with.  storage: where parameters and moments
+    are between two steps.
+    """
 
     network: Network
     shardings: dict[str, NamedSharding]
+    storage: Storage
     optimizer: optax.GradientTransformationExtraArgs
     train_step: TrainStep
 
@@ -33,7 +39,7 @@ def runtime_of(run: Run, mesh: Mesh) -> Runtime:
     config = run.config
     policy = policy_of(config.training.precision)
     attention = kernel_of(config.jax.attention, run.model.spec.attention, config.data.sequence_length, policy, mesh)
-    return Runtime(policy, Layout(mesh), config.jax.remat, attention)
+    return Runtime(policy, Layout(mesh), config.jax.remat, attention, config.jax.offload_optimizer == "all")
 
 
 def assemble(run: Run, mesh: Mesh) -> Assembly:
@@ -43,5 +49,6 @@ def assemble(run: Run, mesh: Mesh) -> Assembly:
     network = build_network(run.model.spec, runtime_of(run, mesh))
     shardings = parameter_shardings(rules, mesh)
     optimizer = adamw(config.optimizer, {path: rule.decays for rule in rules for path in rule.paths})
-    train_step = build_train_step(network, optimizer, config.optimizer, shardings, config.seed)
-    return Assembly(network, shardings, optimizer, train_step)
+    storage = storage_of(shardings, config.jax.offload_optimizer)
+    train_step = build_train_step(network, optimizer, config.optimizer, shardings, config.seed, storage)
+    return Assembly(network, shardings, storage, optimizer, train_step)

@@ -11,7 +11,7 @@ from typing import Literal
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from jaxllm.backend import Decoder, EvaluationResult, Hyper, StepResult
 from jaxllm.config.batch import BatchPlan, resolve_batch
@@ -22,6 +22,7 @@ from jaxllm.jax_backend.assembly import assemble
 from jaxllm.jax_backend.feed import BatchFeed
 from jaxllm.jax_backend.mesh import create_mesh
 from jaxllm.jax_backend.network import Network, Params
+from jaxllm.jax_backend.offload import Storage
 from jaxllm.jax_backend.optimizer import Moments, step_scalars
 from jaxllm.jax_backend.process import configure_process
 from jaxllm.jax_backend.sharding import data_parallel
@@ -39,7 +40,7 @@ class _Started:
     run: Run
     mesh: Mesh
     network: Network
-    shardings: dict[str, NamedSharding]
+    storage: Storage
     feed: BatchFeed
     params: Params
     moments: Moments[jax.Array] | None
@@ -80,22 +81,22 @@ class JaxBackend:
         mesh = create_mesh(config)
         plan: BatchPlan = resolve_batch(config, data_parallel(mesh))
         parts = assemble(run, mesh)
-        rules, shardings = run.model.rules, parts.shardings
+        rules, storage = run.model.rules, parts.storage
         master = parts.network.runtime.policy.master
         source = state.params if state is not None else initial_weights(run.model, config.seed)
         check_shapes(run.model, source)
-        params = load_params(source, rules, shardings, master)
+        params = load_params(source, rules, storage.params, master)
         moments: Moments[jax.Array] | None = None
         if training and state is not None and state.exp_avg is not None and state.exp_avg_sq is not None:
-            exp_avg = load_params(state.exp_avg, rules, shardings, master)
-            moments = Moments(exp_avg, load_params(state.exp_avg_sq, rules, shardings, master))
+            exp_avg = load_params(state.exp_avg, rules, storage.moments, master)
+            moments = Moments(exp_avg, load_params(state.exp_avg_sq, rules, storage.moments, master))
         elif training:
-            moments = jax.jit(parts.optimizer.init, out_shardings=Moments(shardings, shardings))(params)
+            moments = jax.jit(parts.optimizer.init, out_shardings=Moments(storage.moments, storage.moments))(params)
         self._state = _Started(
             run=run,
             mesh=mesh,
             network=parts.network,
-            shardings=shardings,
+            storage=storage,
             feed=BatchFeed(mesh, plan),
             params=params,
             moments=moments,
@@ -161,7 +162,7 @@ class JaxBackend:
         # The old arrays go first: two copies of the state need not fit.
         for leaf in jax.tree.leaves((started.params, started.moments)):
             leaf.delete()
-        trees = checkpoint.restore(folder, names, started.shardings, started.network.shapes)
+        trees = checkpoint.restore(folder, names, started.storage.tree_shardings, started.network.shapes)
         started.params = trees["params"]
         if started.moments is not None:
             started.moments = Moments(trees["exp_avg"], trees["exp_avg_sq"])

@@ -102,11 +102,17 @@ def check(folder: Path, names: Sequence[str], shapes: Mapping[str, Sequence[int]
 
 
 def restore(
-    folder: Path, names: Sequence[str], shardings: Mapping[str, NamedSharding], shapes: Mapping[str, Any]
+    folder: Path, names: Sequence[str], shardings: Mapping[str, Mapping[str, NamedSharding]], shapes: Mapping[str, Any]
 ) -> dict[str, Params]:
-    """The trees `names` of a checkpoint with the given shardings, whatever mesh wrote them (collective)."""
-    wanted = {path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[path]) for path, shape in shapes.items()}
-    return _flat(_load(folder, _nested(dict.fromkeys(names, wanted))))
+    """The trees `names` of a checkpoint with the shardings given for each, whatever mesh wrote them (collective)."""
+    wanted = {
+        name: {
+            path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=shardings[name][path])
+            for path, shape in shapes.items()
+        }
+        for name in names
+    }
+    return _flat(_load(folder, _nested(wanted)))
 
 
 def _open(folder: Path) -> Any:

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.sharding import AxisType, Mesh
 
+from jaxllm.config.remat import kept_points
 from jaxllm.config.schema import ParallelConfig, RunConfig
 from jaxllm.errors import ConfigError
+from jaxllm.jax_backend.offload import check_host_memory
 from jaxllm.jax_backend.sharding import MESH_AXES, Layout
 from jaxllm.run import Run
 
@@ -69,6 +71,11 @@ def check_mesh(run: Run, mesh: Mesh) -> None:
     """
     if mesh.shape["expert"] > 1:
         raise ConfigError("parallel.expert", f"{mesh.shape['expert']} is not possible, the model has no experts; set it to 1")
+    kept = kept_points(run.config.jax.remat)
+    if kept and kept.host:
+        check_host_memory(mesh, "jax.remat")
+    if run.config.jax.offload_optimizer != "none":
+        check_host_memory(mesh, "jax.offload_optimizer")
     Layout(mesh).token_order(run.config.data.sequence_length)
 
 

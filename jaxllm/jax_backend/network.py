@@ -15,6 +15,7 @@ from flax import nnx, traverse_util
 from jaxllm.families.spec import ModelSpec
 from jaxllm.jax_backend.model.runtime import Runtime
 from jaxllm.jax_backend.model.transformer import Transformer
+from jaxllm.jax_backend.offload import to_device
 
 Params = dict[str, jax.Array]
 
@@ -44,7 +45,9 @@ class Network:
         return cast(Transformer, nnx.merge(self.graphdef, nest(params)))
 
     def cast(self, params: Mapping[str, jax.Array]) -> Params:
-        """Parameters as they are used: in the compute dtype, all of them, as DeepSpeed's bf16 engine does."""
+        """Parameters as they are used: on the devices, in the compute dtype, all of them, as DeepSpeed's bf16 engine does."""
+        if self.runtime.masters_on_host:
+            params = to_device(dict(params))
         return {path: value.astype(self.runtime.policy.compute) for path, value in params.items()}
 
 

@@ -80,7 +80,7 @@ class JaxProbe:
         """Build the model of `run` in its precision and fill it with `params` (Hugging Face names)."""
         configure_process(run.config)
         mesh = single_device_mesh()
-        parts = assemble(replace(run, model=replace(run.model, spec=_without_dropout(run.model.spec))), mesh)
+        parts = assemble(_examined(run), mesh)
         network, shardings = parts.network, parts.shardings
         self._state = _Loaded(
             run=run,
@@ -141,6 +141,13 @@ class JaxProbe:
         for point, stack in points[LAYERS].items():
             named.update({f"layers.{layer}.{point}": x for layer, x in enumerate(_to_host(stack))})
         return {point: named[point] for point in point_names(self._loaded.run.model.spec)}
+
+
+def _examined(run: Run) -> Run:
+    """The run as it is examined: without dropout, and with everything on the one device."""
+    on_device = run.config.jax.model_copy(update={"offload_optimizer": "none"})
+    config = run.config.model_copy(update={"jax": on_device})
+    return replace(run, config=config, model=replace(run.model, spec=_without_dropout(run.model.spec)))
 
 
 def _without_dropout(spec: ModelSpec) -> ModelSpec:

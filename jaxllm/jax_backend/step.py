@@ -18,6 +18,7 @@ from jaxllm.jax_backend.loss import token_loss_sum
 from jaxllm.jax_backend.model.dropout import step_key
 from jaxllm.jax_backend.model.tap import NO_TAP, Tap
 from jaxllm.jax_backend.network import Network, Params
+from jaxllm.jax_backend.offload import Storage, storage_of, to_device
 from jaxllm.jax_backend.optimizer import Moments, StepScalars, clip_factor
 
 
@@ -95,13 +96,20 @@ def build_train_step(
     config: OptimizerConfig,
     shardings: Mapping[str, NamedSharding],
     seed: int,
+    storage: Storage | None = None,
 ) -> TrainStep:
-    """One compiled step; parameters and moments are donated and come back with the shardings they had.
+    """One compiled step; parameters and moments are donated and come back to where they were.
+
+    shardings: of parameters and gradients while they are computed with.  storage: where parameters and moments are kept, if
+    not there.
 
     When loss or gradient norm is not finite, parameters and moments come back as they were.
     """
     spec = network.spec
     has_dropout = max(spec.embedding_dropout, spec.residual_dropout, spec.attention.dropout) > 0.0
+
+    storage = storage or storage_of(shardings, "none")
+    is_offloaded = storage.moments != dict(shardings)
 
     def step(
         params: Params, moments: Moments[jax.Array], batch: DeviceBatch, scalars: StepScalars, index: jax.Array
@@ -110,15 +118,19 @@ def build_train_step(
         metrics, gradients = loss_and_gradients(network, shardings, params, batch, key_of)
         factor = clip_factor(metrics.gradient_norm, config.clip_norm)
         gradients = jax.tree.map(lambda gradient: gradient * factor, gradients)
+        if is_offloaded:
+            params, moments = to_device((params, moments))
         updates, new_moments = optimizer.update(gradients, moments, params, scalars=scalars)
         finite = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.gradient_norm)
         keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
         new_params = jax.tree.map(keep, optax.apply_updates(params, updates), params)
-        return new_params, jax.tree.map(keep, new_moments, moments), metrics
+        new_moments = jax.tree.map(keep, new_moments, moments)
+        if is_offloaded:
+            new_params, new_moments = jax.device_put((new_params, new_moments), out_shardings[:2])
+        return new_params, new_moments, metrics
 
     whole = network.runtime.layout.whole
-    stored = dict(shardings)
-    out_shardings = (stored, Moments(stored, stored), whole)
+    out_shardings = (storage.params, Moments(storage.moments, storage.moments), whole)
     return jax.jit(step, donate_argnums=(0, 1), out_shardings=out_shardings)
 
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllm.families import WeightRule, flatten
 from jaxllm.jax_backend.network import Params
+from jaxllm.jax_backend.offload import to_device
 from jaxllm.state import TensorReader
 from jaxllm.state.training_state import Array
 
@@ -60,7 +61,8 @@ def _part_of(reader: TensorReader, name: str) -> Callable[[tuple[slice, ...]], A
 def _gathering(mesh: Mesh) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
     """Functions that give every device a whole leaf, or one layer of it; kept, so that each shape compiles once a process."""
     whole = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(lambda leaf: leaf, out_shardings=whole), jax.jit(lambda stack, layer: stack[layer], out_shardings=whole)
+    one_layer = lambda stack, layer: to_device(stack)[layer]  # noqa: E731
+    return jax.jit(to_device, out_shardings=whole), jax.jit(one_layer, out_shardings=whole)
 
 
 class LiveWeights:

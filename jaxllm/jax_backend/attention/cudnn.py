@@ -13,6 +13,7 @@ import numpy as np
 from jaxllm.errors import ConfigError
 from jaxllm.families.spec import AttentionSpec
 from jaxllm.jax_backend.attention.visibility import Visibility, visible
+from jaxllm.jax_backend.remat import ATTENTION_MIXED, named
 
 if TYPE_CHECKING:
     from jaxllm.jax_backend.model.runtime import Runtime
@@ -39,7 +40,7 @@ def cudnn_attention(
         scale=spec.scale,
         implementation="cudnn" if on_gpu else "xla",
     )
-    return mixed
+    return named(mixed, ATTENTION_MIXED)
 
 
 def check_cudnn(spec: AttentionSpec, dtype: np.dtype, platform: str) -> None:

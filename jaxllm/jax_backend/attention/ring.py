@@ -25,6 +25,7 @@ from jaxllm.errors import ConfigError
 from jaxllm.families.spec import AttentionSpec
 from jaxllm.jax_backend.attention.online import Keys, Pulled, Queries, absorb, finish, gradients, nothing_yet
 from jaxllm.jax_backend.attention.visibility import Visibility
+from jaxllm.jax_backend.remat import ATTENTION_MIXED, named
 
 if TYPE_CHECKING:
     from jaxllm.jax_backend.model.runtime import Runtime
@@ -84,7 +85,8 @@ def _forward(
 ) -> tuple[jax.Array, Any]:
     heads, kv_heads, totals, seen = _placement(visibility, runtime)
     on_device = _mapped(_forward_on_device, spec, runtime, (heads, kv_heads, kv_heads, seen), (heads, totals))
-    mixed, log_total = on_device(query, key, value, visibility)
+    # Kept by that name, both spare the backward pass another round.
+    mixed, log_total = (named(leaf, ATTENTION_MIXED) for leaf in on_device(query, key, value, visibility))
     return mixed, (query, key, value, visibility, mixed, log_total)
 
 

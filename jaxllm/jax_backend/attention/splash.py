@@ -23,15 +23,13 @@ from jaxllm.errors import ConfigError
 from jaxllm.families.spec import AttentionSpec
 from jaxllm.jax_backend.attention.visibility import Visibility
 from jaxllm.jax_backend.attention.xla import xla_attention
+from jaxllm.jax_backend.remat import ATTENTION_MIXED
 
 if TYPE_CHECKING:
     from jaxllm.jax_backend.model.runtime import Runtime
 
 LANES = 128
 """Width of a TPU's vector registers: blocks of the sequence are multiples of it."""
-
-RESIDUALS = "attention_residuals"
-"""Name of the kernel's output and log-sum-exp for rematerialisation: saved, the backward pass does not run the kernel again."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +181,7 @@ def _kernel(
                 use_fused_bwd_kernel=blocks.fused,
             ),
             attn_logits_soft_cap=softcap,
-            residual_checkpoint_name=RESIDUALS,
+            residual_checkpoint_name=ATTENTION_MIXED,
             interpret=interpret,
         )
         return cast(kernels.SplashAttentionKernel, jax.tree.map(np.asarray, made))

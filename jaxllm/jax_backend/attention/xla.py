@@ -14,6 +14,7 @@ import numpy as np
 from jaxllm.families.spec import AttentionSpec
 from jaxllm.jax_backend.attention.visibility import Visibility, visible
 from jaxllm.jax_backend.model.dropout import Site, dropout
+from jaxllm.jax_backend.remat import ATTENTION_MIXED, named
 
 if TYPE_CHECKING:
     from jaxllm.jax_backend.model.runtime import Runtime
@@ -49,4 +50,4 @@ def xla_attention(
     weights_BKGST = jax.nn.softmax(scores_BKGST, axis=-1).astype(policy.compute)
     weights_BKGST = dropout(weights_BKGST, spec.dropout, dropout_key, Site.ATTENTION)
     mixed_BKGSD = jnp.einsum("bkgst,bktd->bkgsd", weights_BKGST, value_BKTD, precision=policy.matmul)
-    return mixed_BKGSD.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, head_dim)
+    return named(mixed_BKGSD.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, head_dim), ATTENTION_MIXED)

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxllm.families.spec import Activation, MlpSpec
 from jaxllm.jax_backend.model.linear import Linear
 from jaxllm.jax_backend.model.runtime import Runtime
+from jaxllm.jax_backend.remat import named
 
 # `gelu` is the exact, erf form (jax.nn.gelu's default is the tanh approximation).
 ACTIVATIONS: Mapping[Activation, Callable[[jax.Array], jax.Array]] = {
@@ -36,7 +37,8 @@ class Mlp(nnx.Module):
         constrain = self.runtime.layout.constrain
         activate = ACTIVATIONS[self.activation]
         x_BSE = constrain(x_BSE, "batch", "sequence", "hidden")
-        inner_BSM = self.up(x_BSE)
-        inner_BSM = activate(inner_BSM) if self.gate is None else activate(self.gate(x_BSE)) * inner_BSM
-        inner_BSM = constrain(inner_BSM, "batch", "sequence", "mlp")
+        inner_BSM = named(self.up(x_BSE), "mlp_up")
+        gate_BSM = inner_BSM if self.gate is None else named(self.gate(x_BSE), "mlp_gate")
+        inner_BSM = activate(gate_BSM) if self.gate is None else activate(gate_BSM) * inner_BSM
+        inner_BSM = named(constrain(inner_BSM, "batch", "sequence", "mlp"), "mlp_inner")
         return constrain(self.down(inner_BSM), "batch", "residual", "hidden")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from jaxllm.jax_backend.attention import AttentionKernel, xla_attention
 from jaxllm.jax_backend.precision import Policy
+from jaxllm.jax_backend.remat import Remat
 from jaxllm.jax_backend.sharding import Layout
 
 
@@ -14,10 +14,11 @@ from jaxllm.jax_backend.sharding import Layout
 class Runtime:
     """policy: dtypes.  layout: where activations live.  remat: what the backward pass recomputes, per layer.
 
-    attention: the kernel that every layer uses.
+    attention: the kernel that every layer uses.  masters_on_host: parameters wait in the host's memory.
     """
 
     policy: Policy
     layout: Layout
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: Remat = "none"
     attention: AttentionKernel = xla_attention
+    masters_on_host: bool = False

@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from jaxllm.jax_backend.remat import named
+
 LAYERS = "layers"
 
 # By point; under LAYERS the points of all layers, each with a leading `layers` axis.
@@ -19,11 +21,11 @@ Points = dict[str, Any]
 
 
 class Tap:
-    """Lets every activation through."""
+    """Lets every activation through, under the name that `jax.remat` knows it by."""
 
-    def __call__(self, _point: str, x: jax.Array, /) -> jax.Array:
+    def __call__(self, point: str, x: jax.Array, /) -> jax.Array:
         """The activation at a point, as the model is to go on with it."""
-        return x
+        return named(x, point)
 
     def layer_offsets(self) -> Points | None:
         """What the scan over the layers hands to each layer's tap."""

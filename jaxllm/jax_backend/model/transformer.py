@@ -5,7 +5,6 @@ Shape legend: B batch, S sequence, E hidden, V vocabulary, T cache length.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,11 +23,7 @@ from jaxllm.jax_backend.model.rope import rotary_tables
 from jaxllm.jax_backend.model.runtime import Runtime
 from jaxllm.jax_backend.model.tap import NO_TAP, Points, Tap
 from jaxllm.jax_backend.precision import Policy
-
-_REMAT_POLICIES: dict[str, Callable[..., Any]] = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+from jaxllm.jax_backend.remat import named, rematerialised
 
 
 class Transformer(nnx.Module):
@@ -99,15 +94,13 @@ class Transformer(nnx.Module):
             key = None if context.key is None else jax.random.fold_in(context.key, index)
             tap = context.tap.of_layer(offsets)
             block = nnx.merge(graphdef, weights)
+            x_BSE = named(x_BSE, "layer_input")
             x_BSE, layer_cache = block(x_BSE, context._replace(key=key, tap=tap), layer_cache)
             return x_BSE, (layer_cache, tap.records())
 
-        if self.runtime.remat != "none":
-            # A scan's body runs apart from its backward pass: no common subexpression could undo the recomputation.
-            layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.runtime.remat], prevent_cse=False)
         indices = jnp.arange(self.spec.layers, dtype=jnp.int32)
         inputs = (stack, indices, cache, context.tap.layer_offsets())
-        x_BSE, (new_cache, records) = jax.lax.scan(layer, x_BSE, inputs)
+        x_BSE, (new_cache, records) = jax.lax.scan(rematerialised(layer, self.runtime.remat), x_BSE, inputs)
         context.tap.keep_layers(records)
         return x_BSE, new_cache
 

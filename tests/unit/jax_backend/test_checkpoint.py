@@ -64,7 +64,7 @@ def test_it_is_restored_onto_another_mesh(start, saved, mesh):
     backend.step(cases.make_batch(7), cases.hyper_of(0, run))
     backend.restore(folder)
     for path, leaf in backend._started.params.items():
-        assert leaf.sharding == backend._started.shardings[path]
+        assert leaf.sharding == backend._started.storage.params[path]
     assert_same(backend.export(PROGRESS), trajectory)
     assert cases.take_steps(backend, run, range(3, 5)).losses == pytest.approx(after.losses, rel=1e-5)
 

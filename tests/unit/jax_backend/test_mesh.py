@@ -63,7 +63,7 @@ def test_shards_really_are_shards(start, mesh):
     inner = backend._started
     total = held = 0
     for path, leaf in [*inner.params.items(), *inner.moments.exp_avg.items(), *inner.moments.exp_avg_sq.items()]:
-        assert leaf.sharding == inner.shardings[path]
+        assert leaf.sharding == inner.storage.params[path]
         total += leaf.nbytes
         held += sum(shard.data.nbytes for shard in leaf.addressable_shards if shard.device == jax.devices()[3])
     # Norm scales are cut by fsdp alone; everything else by every axis of the mesh.
@@ -88,7 +88,7 @@ def test_an_odd_vocabulary_is_cut_along_the_hidden_dimension(start):
     parallel = {"data": 1, "fsdp": 4, "tensor": 2}
     run = cases.make_run(model, training={"precision": "fp64"}, parallel=parallel, jax=EIGHT)
     backend = start(run)
-    assert backend._started.shardings["head.kernel"].spec == PartitionSpec(("fsdp", "tensor"), None)
+    assert backend._started.storage.params["head.kernel"].spec == PartitionSpec(("fsdp", "tensor"), None)
     found = float(backend.step(cases.make_batch(), cases.hyper_of(0, run)).loss)
     alone = cases.make_run(model, training={"precision": "fp64"})
     assert found == pytest.approx(float(start(alone).step(cases.make_batch(), cases.hyper_of(0, alone)).loss), rel=1e-12)
@@ -115,7 +115,12 @@ def test_impossible_meshes_are_refused_on_one_device(start, model, parallel, key
         ({"num_key_value_heads": 1}, {"tensor": 2}, "parallel.tensor", "2 does not divide the number of key/value heads"),
         ({"intermediate_size": 50}, {"tensor": 4, "fsdp": 2}, "parallel.tensor", "4 does not divide the MLP's inner size"),
         ({}, {"expert": 2}, "parallel.expert", "2 is not possible, the model has no experts; set it to 1"),
-        ({"attention_dropout": 0.1}, {"context": 2}, "parallel.context", "2 cannot be combined with dropout of attention weights"),
+        (
+            {"attention_dropout": 0.1},
+            {"context": 2},
+            "parallel.context",
+            "2 cannot be combined with dropout of attention weights",
+        ),
     ],
 )
 def test_impossible_meshes_are_refused_on_eight_devices(start, model, parallel, key, message):
