@@ -8,12 +8,14 @@ Shape legend: B sequences, S tokens, E hidden, H heads, K key/value heads, D hea
 The points at which activations are compared, in the order in which a decoder computes them (`point_names`):
 
 embedding                          (B, S, E)  what enters the first layer
-layers.{i}.attention_norm          (B, S, E)
+layers.{i}.attention_norm          (B, S, E)  if the layer normalises what goes into attention
 layers.{i}.query, .key, .value     (B, S, H or K, D)  after position encoding
 layers.{i}.attention_output        (B, S, E)  after the output projection
+layers.{i}.attention_output_norm   (B, S, E)  if the layer normalises what comes out of attention
 layers.{i}.attention_residual      (B, S, E)  the residual stream with it added
-layers.{i}.mlp_norm                (B, S, E)
+layers.{i}.mlp_norm                (B, S, E)  as attention_norm
 layers.{i}.mlp_output              (B, S, E)
+layers.{i}.mlp_output_norm         (B, S, E)  as attention_output_norm
 layers.{i}.residual                (B, S, E)  the residual stream that leaves the layer
 final_norm                         (B, S, E)
 logits                             (B, S, V)
@@ -43,16 +45,21 @@ LAYER_POINTS = (
     "key",
     "value",
     "attention_output",
+    "attention_output_norm",
     "attention_residual",
     "mlp_norm",
     "mlp_output",
+    "mlp_output_norm",
     "residual",
 )
 
 
 def point_names(spec: ModelSpec) -> tuple[str, ...]:
     """Every point of a model, in forward order."""
-    layers = (f"layers.{layer}.{point}" for layer in range(spec.layers) for point in LAYER_POINTS)
+    norms = {"attention_norm": spec.norm.before, "mlp_norm": spec.norm.before}
+    norms |= {"attention_output_norm": spec.norm.after, "mlp_output_norm": spec.norm.after}
+    points = [point for point in LAYER_POINTS if norms.get(point, True)]
+    layers = (f"layers.{layer}.{point}" for layer in range(spec.layers) for point in points)
     return ("embedding", *layers, "final_norm", "logits")
 
 

@@ -21,7 +21,7 @@ from jaxllm.families import gpt2, llama
 from jaxllm.families.keys import BOOKKEEPING_KEYS
 from jaxllm.families.points import ModulePoint
 from jaxllm.families.spec import Model, ModelSpec
-from jaxllm.families.weights import WeightRule, flatten
+from jaxllm.families.weights import WeightRule, flax_leaves, flatten
 
 __all__ = [
     "FAMILIES",
@@ -31,6 +31,7 @@ __all__ = [
     "WeightRule",
     "check_sequence_length",
     "flatten",
+    "flax_leaves",
     "module_points",
     "resolve_model",
     "stored_names",

@@ -67,23 +67,22 @@ class Keys(HuggingFaceKeys):
 def spec(keys: Keys) -> ModelSpec:
     """The ModelSpec of a GPT-2 config."""
     head_dim = keys.n_embd // keys.n_head
+    attention = AttentionSpec(
+        heads=keys.n_head,
+        kv_heads=keys.n_head,
+        head_dim=head_dim,
+        scale=head_dim**-0.5 if keys.scale_attn_weights else 1.0,
+        qkv_bias=True,
+        output_bias=True,
+        dropout=keys.attn_pdrop,
+    )
     return ModelSpec(
         vocab_size=keys.vocab_size,
         hidden_size=keys.n_embd,
-        layers=keys.n_layer,
         max_positions=keys.n_positions,
         norm=NormSpec("layer", keys.layer_norm_epsilon),
-        attention=AttentionSpec(
-            heads=keys.n_head,
-            kv_heads=keys.n_head,
-            head_dim=head_dim,
-            scale=head_dim**-0.5 if keys.scale_attn_weights else 1.0,
-            qkv_bias=True,
-            output_bias=True,
-            dropout=keys.attn_pdrop,
-        ),
+        attentions=(attention,) * keys.n_layer,
         mlp=MlpSpec(keys.n_inner or 4 * keys.n_embd, ACTIVATIONS[keys.activation_function], gated=False, bias=True),
-        rope=None,
         learned_positions=True,
         tie_embeddings=keys.tie_word_embeddings,
         embedding_dropout=keys.embd_pdrop,

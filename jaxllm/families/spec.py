@@ -7,30 +7,41 @@ and never a family's name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from jaxllm.families.rope import RopeSpec
 from jaxllm.families.weights import WeightRule
 
 NormKind = Literal["rms", "layer"]
-NormPlace = Literal["pre"]
+NormPlace = Literal["pre", "output", "sandwich"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 
 @dataclass(frozen=True)
 class NormSpec:
-    """A normalisation over the hidden dimension: root-mean-square (arXiv:1910.07467) or layer norm (arXiv:1607.06450)."""
+    """A normalisation over the hidden dimension: root-mean-square (arXiv:1910.07467) or layer norm (arXiv:1607.06450).
+
+    place: `pre` x + f(norm(x)), `output` x + norm(f(x)) (arXiv:2501.00656), `sandwich` x + norm(f(norm(x))) (arXiv:2408.00118),
+    f being attention or MLP.  unit_offset: the stored scale is what is added to 1.  rounds_late: a root-mean-square norm rounds
+    to the compute dtype after it has multiplied by the scale, not before; a layer norm always does.
+    """
 
     kind: NormKind
     eps: float
     place: NormPlace = "pre"
+    unit_offset: bool = False
+    rounds_late: bool = False
 
+    @property
+    def before(self) -> bool:
+        """Whether attention and MLP read a normalised input."""
+        return self.place != "output"
 
-@dataclass(frozen=True)
-class RopeSpec:
-    """Rotary position embedding (arXiv:2104.09864), half-split layout: dimension i pairs with i + head_dim / 2."""
-
-    theta: float
+    @property
+    def after(self) -> bool:
+        """Whether the outputs of attention and MLP are normalised."""
+        return self.place != "pre"
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,8 @@ class AttentionSpec:
 
     causal: a token sees nothing later.  window: it sees itself and the `window - 1` tokens before it; None: all of them.
     softcap: scores s become softcap * tanh(s / softcap) before the mask (arXiv:2408.00118); None: they stay.
+    rope: rotary positions, if there are any.  query_key_norm: queries and keys are normalised before they are rotated, each head
+    by itself with one scale for all of them, or over all heads together.
     """
 
     heads: int
@@ -51,6 +64,8 @@ class AttentionSpec:
     causal: bool = True
     window: int | None = None
     softcap: float | None = None
+    rope: RopeSpec | None = None
+    query_key_norm: Literal["head", "all_heads"] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,22 +82,45 @@ class MlpSpec:
 class ModelSpec:
     """A decoder-only Transformer.  Sizes in elements; `max_positions` is the longest sequence it may see.
 
+    attentions: of every layer.  They may differ in what has no weights: window and rotary positions.
+    embedding_scale: what token embeddings are multiplied by, once it is rounded to the dtype of the weights.
+    final_softcap: logits l become final_softcap * tanh(l / final_softcap).
     padding_token: the token whose row of the embedding gets no gradient from the inputs, as torch's `padding_idx` has it.
     """
 
     vocab_size: int
     hidden_size: int
-    layers: int
     max_positions: int
     norm: NormSpec
-    attention: AttentionSpec
+    attentions: tuple[AttentionSpec, ...]
     mlp: MlpSpec
-    rope: RopeSpec | None
     learned_positions: bool
     tie_embeddings: bool
-    embedding_dropout: float
-    residual_dropout: float
+    embedding_dropout: float = 0.0
+    residual_dropout: float = 0.0
+    embedding_scale: float | None = None
+    final_softcap: float | None = None
     padding_token: int | None = None
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return len(self.attentions)
+
+    @property
+    def attention(self) -> AttentionSpec:
+        """The first layer's: what all layers have in common, and more."""
+        return self.attentions[0]
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether training drops anything out."""
+        return max(self.embedding_dropout, self.residual_dropout, self.attention.dropout) > 0.0
+
+    def without_dropout(self) -> ModelSpec:
+        """The same model, evaluated."""
+        attentions = tuple(replace(attention, dropout=0.0) for attention in self.attentions)
+        return replace(self, embedding_dropout=0.0, residual_dropout=0.0, attentions=attentions)
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -95,6 +133,7 @@ class ModelSpec:
             "kv_heads": self.attention.kv_heads,
             "head_dim": self.attention.head_dim,
             "mlp": self.mlp.size,
+            "two": 2,
             "three": 3,
         }
 

@@ -9,7 +9,9 @@ A rule is one line: the Hugging Face name, the Flax path(s), and an einops patte
 Patterns only rearrange, never compute, so that one rule moves weights, gradients and Adam moments in both directions.  The
 axis names on the right are the logical axes that `jaxllm.jax_backend` maps to the mesh.  A name with `{layer}` stands for one
 Hugging Face tensor per layer and one Flax tensor with a leading `layers` axis.  Several paths mean that the first axis on the
-right is split, one index per path (GPT-2's fused query, key and value).
+right is split, one index per path (GPT-2's fused query, key and value), or, with `|` between one pattern for each path, that
+the Hugging Face tensor is what is left of the arrows one after another along its first axis (Phi-3's, whose query is larger
+than its key and value).
 """
 
 from __future__ import annotations
@@ -67,30 +69,36 @@ class WeightRule:
     aliases: tuple[str, ...] = ()
 
     @cached_property
-    def _sides(self) -> tuple[list[list[str]], list[list[str]]]:
-        left, right = self.pattern.split("->")
-        return _groups(left), _groups(right)
+    def _blocks(self) -> tuple[_Block, ...]:
+        return tuple(_Block.of(pattern, self.sizes) for pattern in self.pattern.split("|"))
 
-    @cached_property
-    def _pattern_sizes(self) -> dict[str, int]:
-        return {axis: self.sizes[axis] for group in self._sides[0] for axis in group}
+    @property
+    def _is_split(self) -> bool:
+        """Whether the paths are the indices of one axis; else there is a block for each."""
+        return len(self._blocks) < len(self.paths)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """Hugging Face shape of one layer's tensor."""
-        return tuple(math.prod(self.sizes[axis] for axis in group) for group in self._sides[0])
+        first, *others = (block.shape for block in self._blocks)
+        return (first[0] + sum(other[0] for other in others), *first[1:]) if others else first
 
     @cached_property
-    def axes(self) -> tuple[str, ...]:
-        """Logical axes of each Flax tensor, `layers` first when stacked; the split axis is not among them."""
-        axes = tuple(group[0] for group in self._sides[1])
-        axes = axes[1:] if len(self.paths) > 1 else axes
-        return ("layers", *axes) if self.layers is not None else axes
+    def axes(self) -> tuple[tuple[str, ...], ...]:
+        """Logical axes of the Flax tensor of each path, `layers` first when stacked; the split axis is not among them."""
+        return tuple(("layers", *axes) if self.layers is not None else axes for axes in self._inner_axes)
 
     @cached_property
-    def flax_shape(self) -> tuple[int, ...]:
-        """Shape of each Flax tensor, all layers stacked."""
-        return tuple(self.layers or 0 if axis == "layers" else self.sizes[axis] for axis in self.axes)
+    def _inner_axes(self) -> tuple[tuple[str, ...], ...]:
+        if self._is_split:
+            return (self._blocks[0].axes[1:],) * len(self.paths)
+        return tuple(block.axes for block in self._blocks)
+
+    @cached_property
+    def flax_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of the Flax tensor of each path, all layers stacked."""
+        sizes = {**self.sizes, "layers": self.layers or 0}
+        return tuple(tuple(sizes[axis] for axis in axes) for axes in self.axes)
 
     @property
     def parameters(self) -> int:
@@ -111,14 +119,21 @@ class WeightRule:
 
     def to_flax(self, tensor: Array) -> tuple[Array, ...]:
         """One Hugging Face tensor (numpy or any array einops knows) -> one array per path, without the `layers` axis."""
-        flax = einops.rearrange(tensor, self.pattern, **self._pattern_sizes)
-        return tuple(flax[i] for i in range(len(self.paths))) if len(self.paths) > 1 else (flax,)
+        if self._is_split:
+            flax = self._blocks[0].to_flax(tensor)
+            return tuple(flax[i] for i in range(len(self.paths)))
+        parts, start = [], 0
+        for block in self._blocks:
+            parts.append(block.to_flax(tensor[start : start + block.shape[0]] if len(self._blocks) > 1 else tensor))
+            start += block.shape[0] if block.shape else 0
+        return tuple(parts)
 
     def to_huggingface(self, *flax: Array) -> Array:
         """The inverse of `to_flax`, element for element."""
-        left, right = self.pattern.split("->")
-        joined = np.stack(flax) if len(self.paths) > 1 else flax[0]
-        return einops.rearrange(joined, f"{right} -> {left}", **self._pattern_sizes)
+        if self._is_split:
+            return self._blocks[0].to_huggingface(np.stack(flax))
+        parts = [block.to_huggingface(part) for block, part in zip(self._blocks, flax, strict=True)]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def read_slice(self, read: Callable[[tuple[slice, ...]], Array], path: int, index: Sequence[slice]) -> Array:
         """A slice of one layer of the Flax tensor `paths[path]`, from as little of the Hugging Face tensor as possible.
@@ -126,18 +141,70 @@ class WeightRule:
         read: returns the given Hugging Face slice of that layer's tensor.  index: one slice per Flax axis, `layers` left out.
         An axis that leads its group on the left is cut while reading, any other after rearranging.
         """
-        axes = self.axes[1:] if self.layers is not None else self.axes
+        axes = self._inner_axes[path]
         wanted = {axis: part.indices(self.sizes[axis])[:2] for axis, part in zip(axes, index, strict=True)}
+        block = self._blocks[0 if self._is_split else path]
+        before = 0 if self._is_split or len(self._blocks) == 1 else sum(each.shape[0] for each in self._blocks[:path])
         cut: dict[str, int] = {}
         source = []
-        for group in self._sides[0]:
+        for group in block.left:
             inner = math.prod(self.sizes[axis] for axis in group[1:])
             start, stop = wanted.get(group[0], (0, self.sizes[group[0]]))
             cut[group[0]] = stop - start
-            source.append(slice(start * inner, stop * inner))
-        flax = einops.rearrange(read(tuple(source)), self.pattern, **{**self._pattern_sizes, **cut})
-        flax = flax[path] if len(self.paths) > 1 else flax
+            source.append(slice(before + start * inner, before + stop * inner))
+            before = 0  # only the first axis is one block after another
+        flax = block.to_flax(read(tuple(source)), cut)
+        flax = flax[path] if self._is_split else flax
         return flax[tuple(slice(None) if axis in cut else slice(*wanted[axis]) for axis in axes)]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One einops pattern with the sizes of its axes."""
+
+    pattern: str
+    left: list[list[str]]
+    right: list[list[str]]
+    sizes: Mapping[str, int]
+
+    @classmethod
+    def of(cls, pattern: str, sizes: Mapping[str, int]) -> _Block:
+        left, right = (_groups(side) for side in pattern.split("->"))
+        return cls(pattern.strip(), left, right, {axis: sizes[axis] for group in left for axis in group})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(math.prod(self.sizes[axis] for axis in group) for group in self.left)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return tuple(group[0] for group in self.right)
+
+    def to_flax(self, tensor: Array, cut: Mapping[str, int] | None = None) -> Array:
+        """cut: sizes of axes of which there is only a part."""
+        return einops.rearrange(tensor, self.pattern, **{**self.sizes, **(cut or {})})
+
+    def to_huggingface(self, flax: Array) -> Array:
+        left, right = self.pattern.split("->")
+        return einops.rearrange(flax, f"{right} -> {left}", **self.sizes)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One parameter of the Flax model.  position: among the paths of its rule."""
+
+    path: str
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    rule: WeightRule
+    position: int
+
+
+def flax_leaves(rules: Sequence[WeightRule]) -> Iterator[Leaf]:
+    """Every parameter of the Flax model, in checkpoint order."""
+    for rule in rules:
+        for position, path in enumerate(rule.paths):
+            yield Leaf(path, rule.axes[position], rule.flax_shapes[position], rule, position)
 
 
 def flatten(rules: Sequence[WeightRule]) -> Iterator[tuple[str, WeightRule, int | None]]:

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from orbax.checkpoint import v1 as ocp
 
 from jaxllm.errors import CheckpointError
-from jaxllm.families import Model, WeightRule, flatten
+from jaxllm.families import Model, WeightRule, flatten, flax_leaves
 from jaxllm.jax_backend.network import Params, flatten_paths, nest
 from jaxllm.state import Progress, TrainingState
 from jaxllm.state.training_state import Array
@@ -143,7 +143,7 @@ class SavedWeights:
         self._rules = {name: (rule, layer) for name, rule, layer in flatten(rules)}
         self._dtypes = dtypes
         self._kept: tuple[WeightRule, list[Array]] | None = None
-        sizes = [(rule.flax_shape, dtypes[path].itemsize) for rule in rules for path in rule.paths]
+        sizes = [(leaf.shape, dtypes[leaf.path].itemsize) for leaf in flax_leaves(rules)]
         self._is_small = sum(math.prod(shape) * size for shape, size in sizes) <= _SMALL_TREE
         self._whole: dict[str, Any] | None = None
 
@@ -175,7 +175,7 @@ class SavedWeights:
 
     def _read(self, rules: Sequence[WeightRule]) -> dict[str, Any]:
         """The leaves of some tensors, by Flax path."""
-        wanted = {path: np.empty(rule.flax_shape, self._dtypes[path]) for rule in rules for path in rule.paths}
+        wanted = {leaf.path: np.empty(leaf.shape, self._dtypes[leaf.path]) for leaf in flax_leaves(rules)}
         loaded = _flat(_load(self._folder, _nested({self._tree: wanted})))[self._tree]
         return {path: np.asarray(loaded[path]) for path in wanted}
 
@@ -185,7 +185,7 @@ def read_training_state(folder: Path, model: Model) -> TrainingState:
 
     Raises CheckpointError when there is none, it is damaged, or it belongs to another model.
     """
-    saved = check(folder, ["params"], {path: rule.flax_shape for rule in model.rules for path in rule.paths})
+    saved = check(folder, ["params"], {leaf.path: leaf.shape for leaf in flax_leaves(model.rules)})
     dtypes = {path: np.dtype(leaf.dtype) for path, leaf in saved["params"].items()}
     trees = {name: SavedWeights(folder, name, model.rules, dtypes) for name in saved}
     return TrainingState(read_progress(folder), trees["params"], trees.get("exp_avg"), trees.get("exp_avg_sq"))

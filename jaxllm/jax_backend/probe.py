@@ -20,7 +20,6 @@ from jaxllm.backend import Hyper
 from jaxllm.config.batch import BatchPlan
 from jaxllm.data.batch import Batch
 from jaxllm.errors import BackendError
-from jaxllm.families import ModelSpec
 from jaxllm.jax_backend.assembly import assemble
 from jaxllm.jax_backend.feed import BatchFeed
 from jaxllm.jax_backend.mesh import single_device_mesh
@@ -147,11 +146,7 @@ def _examined(run: Run) -> Run:
     """The run as it is examined: without dropout, and with everything on the one device."""
     on_device = run.config.jax.model_copy(update={"offload_optimizer": "none"})
     config = run.config.model_copy(update={"jax": on_device})
-    return replace(run, config=config, model=replace(run.model, spec=_without_dropout(run.model.spec)))
-
-
-def _without_dropout(spec: ModelSpec) -> ModelSpec:
-    return replace(spec, embedding_dropout=0.0, residual_dropout=0.0, attention=replace(spec.attention, dropout=0.0))
+    return replace(run, config=config, model=replace(run.model, spec=run.model.spec.without_dropout()))
 
 
 def _build_gradients(

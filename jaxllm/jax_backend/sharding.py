@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from jaxllm.errors import ConfigError
-from jaxllm.families import WeightRule
+from jaxllm.families import WeightRule, flax_leaves
 from jaxllm.jax_backend.zigzag import zigzag
 
 # Outermost first: neighbours on the last axis are nearest to each other, and tensor parallelism talks the most.
@@ -94,11 +94,7 @@ def parameter_shardings(rules: Sequence[WeightRule], mesh: Mesh) -> dict[str, Na
 
     Raises ConfigError, naming mesh axis, dimension and size, when a dimension that must be cut cannot be cut evenly.
     """
-    return {
-        path: NamedSharding(mesh, _parameter_spec(rule.axes, rule.flax_shape, mesh.shape))
-        for rule in rules
-        for path in rule.paths
-    }
+    return {leaf.path: NamedSharding(mesh, _parameter_spec(leaf.axes, leaf.shape, mesh.shape)) for leaf in flax_leaves(rules)}
 
 
 def _parameter_spec(axes: Sequence[str], shape: Sequence[int], mesh: Mapping[str, int]) -> PartitionSpec:

@@ -105,8 +105,7 @@ def build_train_step(
 
     When loss or gradient norm is not finite, parameters and moments come back as they were.
     """
-    spec = network.spec
-    has_dropout = max(spec.embedding_dropout, spec.residual_dropout, spec.attention.dropout) > 0.0
+    has_dropout = network.spec.has_dropout
 
     storage = storage or storage_of(shardings, "none")
     is_offloaded = storage.moments != dict(shardings)

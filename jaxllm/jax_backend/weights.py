@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxllm.families import WeightRule, flatten
+from jaxllm.families import WeightRule, flax_leaves, flatten
+from jaxllm.families.weights import Leaf
 from jaxllm.jax_backend.network import Params
 from jaxllm.jax_backend.offload import to_device
 from jaxllm.state import TensorReader
@@ -25,25 +26,21 @@ def load_params(
     reader: TensorReader, rules: Sequence[WeightRule], shardings: Mapping[str, NamedSharding], dtype: np.dtype
 ) -> Params:
     """Every tensor of the model from `reader`, laid out as `shardings` say."""
-    return {
-        path: _load(reader, rule, position, shardings[path], dtype)
-        for rule in rules
-        for position, path in enumerate(rule.paths)
-    }
+    return {leaf.path: _load(reader, leaf, shardings[leaf.path], dtype) for leaf in flax_leaves(rules)}
 
 
-def _load(reader: TensorReader, rule: WeightRule, position: int, sharding: NamedSharding, dtype: np.dtype) -> jax.Array:
+def _load(reader: TensorReader, leaf: Leaf, sharding: NamedSharding, dtype: np.dtype) -> jax.Array:
     """One Flax tensor.  Devices that hold the same slice share one reading of it."""
     cache: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
 
     def shard(index: Index | None) -> np.ndarray:
-        wanted = index or tuple(slice(None) for _ in rule.flax_shape)
-        key = tuple(part.indices(size) for part, size in zip(wanted, rule.flax_shape, strict=True))
+        wanted = index or tuple(slice(None) for _ in leaf.shape)
+        key = tuple(part.indices(size) for part, size in zip(wanted, leaf.shape, strict=True))
         if key not in cache:
-            cache[key] = _read(reader, rule, position, wanted).astype(dtype)
+            cache[key] = _read(reader, leaf.rule, leaf.position, wanted).astype(dtype)
         return cache[key]
 
-    return jax.make_array_from_callback(rule.flax_shape, sharding, shard)
+    return jax.make_array_from_callback(leaf.shape, sharding, shard)
 
 
 def _read(reader: TensorReader, rule: WeightRule, position: int, index: Index) -> np.ndarray:

@@ -33,8 +33,8 @@ def parameter_table(model: Model) -> list[dict[str, Any]]:
             "decay": rule.decays,
             "init": rule.init.kind if rule.init.kind != "normal" else f"normal {rule.init.std:.6g}",
             "pattern": rule.pattern,
-            "flax": {path: list(rule.flax_shape) for path in rule.paths},
-            "axes": list(rule.axes),
+            "flax": {path: list(shape) for path, shape in zip(rule.paths, rule.flax_shapes, strict=True)},
+            "axes": list(rule.axes[0]) if len(set(rule.axes)) == 1 else [list(axes) for axes in rule.axes],
         }
         for rule in model.rules
     ]

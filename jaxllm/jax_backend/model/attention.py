@@ -5,16 +5,19 @@ Shape legend: B batch, S queries, T keys, E hidden, H heads, K key/value heads, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.families.spec import AttentionSpec
+from jaxllm.families.rope import RopeSpec
+from jaxllm.families.spec import AttentionSpec, NormSpec
 from jaxllm.jax_backend.attention.visibility import Visibility
 from jaxllm.jax_backend.model.linear import Linear
-from jaxllm.jax_backend.model.rope import rotate
+from jaxllm.jax_backend.model.norm import Norm
+from jaxllm.jax_backend.model.rope import Tables, rotate
 from jaxllm.jax_backend.model.runtime import Runtime
 from jaxllm.jax_backend.model.tap import NO_TAP, Tap
 
@@ -32,12 +35,12 @@ CacheT = TypeVar("CacheT", KeyValue, None)  # what a layer is given is what it g
 class Context(NamedTuple):
     """What every layer of one forward pass shares.
 
-    visibility: which keys each query sees.  rotary: cosine and sine, if positions are rotary.  key: of dropout, if there is
-    any.  offset: index of the first query in the cache, if there is one.  tap: what looks at the activations.
+    visibility: which keys each query sees.  rotary: cosine and sine of each kind of rotary positions.  key: of dropout, if
+    there is any.  offset: index of the first query in the cache, if there is one.  tap: what looks at the activations.
     """
 
     visibility: Visibility
-    rotary: tuple[jax.Array, jax.Array] | None = None
+    rotary: Mapping[RopeSpec, Tables]
     key: jax.Array | None = None
     offset: jax.Array | None = None
     tap: Tap = NO_TAP
@@ -46,34 +49,50 @@ class Context(NamedTuple):
 class Attention(nnx.Module):
     """Projections to query, key and value, attention, projection back."""
 
-    def __init__(self, spec: AttentionSpec, hidden: int, runtime: Runtime) -> None:
+    def __init__(self, spec: AttentionSpec, norm: NormSpec, hidden: int, runtime: Runtime) -> None:
         heads, kv_heads, head_dim = spec.heads, spec.kv_heads, spec.head_dim
         query, key_value = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
         self.query = Linear((hidden, heads, head_dim), query, spec.qkv_bias, runtime)
         self.key = Linear((hidden, kv_heads, head_dim), key_value, spec.qkv_bias, runtime)
         self.value = Linear((hidden, kv_heads, head_dim), key_value, spec.qkv_bias, runtime)
         self.output = Linear((heads, head_dim, hidden), ("heads", "head_dim", "embed"), spec.output_bias, runtime, inputs=2)
-        self.spec = spec
+        self.query_norm = _heads_norm(spec, norm, "heads", heads, runtime)
+        self.key_norm = _heads_norm(spec, norm, "kv_heads", kv_heads, runtime)
         self.runtime = runtime
 
-    def __call__(self, x_BSE: jax.Array, context: Context, cache: CacheT) -> tuple[jax.Array, CacheT]:
+    def __call__(
+        self, x_BSE: jax.Array, spec: AttentionSpec, context: Context, cache: CacheT
+    ) -> tuple[jax.Array, CacheT]:
+        """spec: of this layer, of the same heads as the module."""
         constrain = self.runtime.layout.constrain
         x_BSE = constrain(x_BSE, "batch", "sequence", "hidden")
         query_BSHD = constrain(self.query(x_BSE), "batch", "sequence", "heads", None)
         key_BSKD = constrain(self.key(x_BSE), "batch", "sequence", "kv_heads", None)
         value_BSKD = constrain(self.value(x_BSE), "batch", "sequence", "kv_heads", None)
-        if context.rotary is not None:
-            query_BSHD, key_BSKD = rotate(query_BSHD, context.rotary), rotate(key_BSKD, context.rotary)
+        if self.query_norm is not None and self.key_norm is not None:
+            query_BSHD, key_BSKD = self.query_norm(query_BSHD), self.key_norm(key_BSKD)
+        if spec.rope is not None:
+            tables = context.rotary[spec.rope]
+            query_BSHD, key_BSKD = rotate(query_BSHD, tables), rotate(key_BSKD, tables)
         query_BSHD, key_BSKD = context.tap("query", query_BSHD), context.tap("key", key_BSKD)
         value_BSKD = context.tap("value", value_BSKD)
         if cache is not None:
             cache = _remember(cache, key_BSKD, value_BSKD, context)
             key_BSKD, value_BSKD = cache
         mixed_BSHD = self.runtime.attention(
-            query_BSHD, key_BSKD, value_BSKD, context.visibility, self.spec, self.runtime, context.key
+            query_BSHD, key_BSKD, value_BSKD, context.visibility, spec, self.runtime, context.key
         )
         mixed_BSHD = constrain(mixed_BSHD, "batch", "sequence", "heads", None)
         return constrain(self.output(mixed_BSHD), "batch", "residual", "hidden"), cache
+
+
+def _heads_norm(spec: AttentionSpec, norm: NormSpec, axis: str, heads: int, runtime: Runtime) -> Norm | None:
+    """The norm of queries or keys, if there is one."""
+    if spec.query_key_norm is None:
+        return None
+    if spec.query_key_norm == "head":
+        return Norm(norm, (spec.head_dim,), ("head_dim",), runtime)
+    return Norm(norm, (heads, spec.head_dim), (axis, "head_dim"), runtime)
 
 
 def _remember(cache: KeyValue, key_BSKD: jax.Array, value_BSKD: jax.Array, context: Context) -> KeyValue:

@@ -1,11 +1,11 @@
-"""One layer: norm, attention, residual, norm, MLP, residual.  B batch, S sequence, E hidden."""
+"""One layer: attention and MLP, each beside its norms and added to the residual stream.  B batch, S sequence, E hidden."""
 
 from __future__ import annotations
 
 import jax
 from flax import nnx
 
-from jaxllm.families.spec import ModelSpec
+from jaxllm.families.spec import AttentionSpec, ModelSpec
 from jaxllm.jax_backend.model.attention import Attention, CacheT, Context
 from jaxllm.jax_backend.model.dropout import Site, token_dropout
 from jaxllm.jax_backend.model.mlp import Mlp
@@ -14,24 +14,36 @@ from jaxllm.jax_backend.model.runtime import Runtime
 
 
 class Block(nnx.Module):
-    """A pre-norm Transformer layer."""
+    """A Transformer layer with its norms where `NormSpec.place` puts them."""
 
     def __init__(self, spec: ModelSpec, runtime: Runtime) -> None:
-        self.attention_norm = Norm(spec.norm, spec.hidden_size, runtime)
-        self.attention = Attention(spec.attention, spec.hidden_size, runtime)
-        self.mlp_norm = Norm(spec.norm, spec.hidden_size, runtime)
+        def norm(wanted: bool) -> Norm | None:
+            return Norm(spec.norm, (spec.hidden_size,), ("embed",), runtime) if wanted else None
+
+        self.attention_norm = norm(spec.norm.before)
+        self.attention = Attention(spec.attention, spec.norm, spec.hidden_size, runtime)
+        self.attention_output_norm = norm(spec.norm.after)
+        self.mlp_norm = norm(spec.norm.before)
         self.mlp = Mlp(spec.mlp, spec.hidden_size, runtime)
+        self.mlp_output_norm = norm(spec.norm.after)
         self.residual_dropout = spec.residual_dropout
         self.layout = runtime.layout
 
-    def __call__(self, x_BSE: jax.Array, context: Context, cache: CacheT) -> tuple[jax.Array, CacheT]:
-        rate, tap, index_S = self.residual_dropout, context.tap, context.visibility.query_index
-        normed_BSE = tap("attention_norm", self.attention_norm(x_BSE))
-        attended_BSE, cache = self.attention(normed_BSE, context, cache)
+    def __call__(
+        self, x_BSE: jax.Array, attention: AttentionSpec, context: Context, cache: CacheT
+    ) -> tuple[jax.Array, CacheT]:
+        """attention: this layer's own."""
+        rate, tap, key, index_S = self.residual_dropout, context.tap, context.key, context.visibility.query_index
+        normed_BSE = x_BSE if self.attention_norm is None else tap("attention_norm", self.attention_norm(x_BSE))
+        attended_BSE, cache = self.attention(normed_BSE, attention, context, cache)
         attended_BSE = tap("attention_output", attended_BSE)
-        x_BSE = x_BSE + token_dropout(attended_BSE, rate, context.key, Site.ATTENTION_OUTPUT, index_S)
+        if self.attention_output_norm is not None:
+            attended_BSE = tap("attention_output_norm", self.attention_output_norm(attended_BSE))
+        x_BSE = x_BSE + token_dropout(attended_BSE, rate, key, Site.ATTENTION_OUTPUT, index_S)
         x_BSE = tap("attention_residual", self.layout.constrain(x_BSE, "batch", "residual", "hidden"))
-        normed_BSE = tap("mlp_norm", self.mlp_norm(x_BSE))
+        normed_BSE = x_BSE if self.mlp_norm is None else tap("mlp_norm", self.mlp_norm(x_BSE))
         fed_BSE = tap("mlp_output", self.mlp(normed_BSE))
-        x_BSE = x_BSE + token_dropout(fed_BSE, rate, context.key, Site.MLP_OUTPUT, index_S)
+        if self.mlp_output_norm is not None:
+            fed_BSE = tap("mlp_output_norm", self.mlp_output_norm(fed_BSE))
+        x_BSE = x_BSE + token_dropout(fed_BSE, rate, key, Site.MLP_OUTPUT, index_S)
         return tap("residual", self.layout.constrain(x_BSE, "batch", "residual", "hidden")), cache

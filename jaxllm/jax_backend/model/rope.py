@@ -1,40 +1,34 @@
 """Rotary position embedding (arXiv:2104.09864), half-split layout, with the roundings of transformers' LlamaRotaryEmbedding.
 
-Shape legend: B batch, S sequence, N heads, D head_dim.
+Shape legend: B batch, S sequence, N heads, D head_dim, R rotated dimensions of a head.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from numpy.typing import NDArray
 
-from jaxllm.families.spec import RopeSpec
+from jaxllm.families.rope import RopeSpec, inverse_frequencies
 from jaxllm.jax_backend.precision import Policy
 
-
-def inverse_frequencies(spec: RopeSpec, head_dim: int, dtype: np.dtype) -> NDArray[np.floating]:
-    """(D/2,) angles per position, computed on the host.
-
-    Every operation is rounded to `dtype` once, also the power, which float32 library functions round differently: an error
-    of one unit in the last place grows with the position.
-    """
-    exponents = np.arange(0, head_dim, 2).astype(dtype) / np.asarray(head_dim, dtype)
-    powers = np.power(np.float64(spec.theta), exponents.astype(np.float64)).astype(dtype)
-    return np.asarray(np.asarray(1.0, dtype) / powers)
+Tables = tuple[jax.Array, jax.Array]
 
 
-def rotary_tables(spec: RopeSpec, head_dim: int, positions_BS: jax.Array, policy: Policy) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine (B, S, 1, D) in the compute dtype, for one forward pass of all layers."""
-    frequencies = jnp.asarray(inverse_frequencies(spec, head_dim, policy.statistics))
+def rotary_tables(spec: RopeSpec, head_dim: int, positions_BS: jax.Array, length: int, policy: Policy) -> Tables:
+    """Cosine and sine (B, S, 1, R) in the compute dtype, for one forward pass of all layers.  length: as in the frequencies."""
+    frequencies = jnp.asarray(inverse_frequencies(spec, head_dim, length, policy.statistics))
     angles = positions_BS[:, :, None, None].astype(policy.statistics) * frequencies
     angles = jnp.concatenate([angles, angles], axis=-1)
-    return jnp.cos(angles).astype(policy.compute), jnp.sin(angles).astype(policy.compute)
+    cosine, sine = jnp.cos(angles), jnp.sin(angles)
+    if spec.attention_factor != 1.0:
+        cosine, sine = cosine * spec.attention_factor, sine * spec.attention_factor
+    return cosine.astype(policy.compute), sine.astype(policy.compute)
 
 
-def rotate(x_BSND: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotate each pair (i, i + D/2) of every head by its position's angle."""
+def rotate(x_BSND: jax.Array, rotary: Tables) -> jax.Array:
+    """Rotate each pair (i, i + R/2) of every head by its position's angle; dimensions from R on stay."""
     cosine, sine = rotary
-    first, second = jnp.split(x_BSND, 2, axis=-1)
-    return x_BSND * cosine + jnp.concatenate([-second, first], axis=-1) * sine
+    rotated, rest = jnp.split(x_BSND, [cosine.shape[-1]], axis=-1)
+    first, second = jnp.split(rotated, 2, axis=-1)
+    rotated = rotated * cosine + jnp.concatenate([-second, first], axis=-1) * sine
+    return jnp.concatenate([rotated, rest], axis=-1) if rest.shape[-1] else rotated

@@ -5,13 +5,17 @@ Shape legend: B batch, S sequence, E hidden, V vocabulary, T cache length.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from jaxllm.families.spec import ModelSpec
+from jaxllm.families.rope import RopeSpec
+from jaxllm.families.spec import AttentionSpec, ModelSpec
 from jaxllm.jax_backend.attention import cache_visibility, sequence_visibility
 from jaxllm.jax_backend.model.attention import CacheT, Context, KeyValue
 from jaxllm.jax_backend.model.block import Block
@@ -19,11 +23,16 @@ from jaxllm.jax_backend.model.dropout import Site, token_dropout
 from jaxllm.jax_backend.model.linear import Embedding, Linear
 from jaxllm.jax_backend.model.norm import Norm
 from jaxllm.jax_backend.model.parameter import stacked
-from jaxllm.jax_backend.model.rope import rotary_tables
+from jaxllm.jax_backend.model.rope import Tables, rotary_tables
 from jaxllm.jax_backend.model.runtime import Runtime
+from jaxllm.jax_backend.model.stack import Stretch, stretches
 from jaxllm.jax_backend.model.tap import NO_TAP, Points, Tap
 from jaxllm.jax_backend.precision import Policy
 from jaxllm.jax_backend.remat import named, rematerialised
+
+# What a scan hands to each layer: weights, index, its part of the cache, offsets of its tap; and what comes back.
+LayerInputs: TypeAlias = tuple[Any, jax.Array, Any, Points | None]
+LayerOutputs: TypeAlias = tuple[Any, Points | None]
 
 
 class Transformer(nnx.Module):
@@ -35,7 +44,7 @@ class Transformer(nnx.Module):
             Embedding(spec.max_positions, spec.hidden_size, ("position", "embed"), runtime) if spec.learned_positions else None
         )
         self.layers = stacked(lambda: Block(spec, runtime), spec.layers)
-        self.final_norm = Norm(spec.norm, spec.hidden_size, runtime)
+        self.final_norm = Norm(spec.norm, (spec.hidden_size,), ("embed",), runtime)
         self.head = (
             None
             if spec.tie_embeddings
@@ -53,9 +62,10 @@ class Transformer(nnx.Module):
         tap: Tap = NO_TAP,
     ) -> jax.Array:
         """Logits (B, S, V) in the compute dtype.  key: turns dropout on, where the spec has any.  tap: sees every point."""
-        order_S = self.runtime.layout.token_order(inputs_BS.shape[1])
-        context = Context(sequence_visibility(segments_BS, order_S), self._rotary(positions_BS), key, tap=tap)
-        x_BSE = tap("embedding", self._embed(inputs_BS, positions_BS, key, context.visibility.query_index))
+        length = inputs_BS.shape[1]
+        visibility = sequence_visibility(segments_BS, self.runtime.layout.token_order(length))
+        context = Context(visibility, self._rotary(positions_BS, length), key, tap=tap)
+        x_BSE = tap("embedding", self._embed(inputs_BS, positions_BS, key, visibility.query_index))
         x_BSE, _ = self._layers(x_BSE, context, None)
         return self._logits(x_BSE, tap)
 
@@ -63,19 +73,27 @@ class Transformer(nnx.Module):
         """Logits (B, V) after token `last` of `tokens`, which continue the cache at `offset`; and the longer cache."""
         batch, length = tokens_BS.shape
         positions_BS = jnp.broadcast_to(offset + jnp.arange(length, dtype=jnp.int32), (batch, length))
-        visibility = cache_visibility(offset, length, cache.key.shape[2])
-        context = Context(visibility, self._rotary(positions_BS), offset=offset)
+        longest = cache.key.shape[2]
+        visibility = cache_visibility(offset, length, longest)
+        context = Context(visibility, self._rotary(positions_BS, longest), offset=offset)
         x_BSE, new_cache = self._layers(self._embed(tokens_BS, positions_BS, None, visibility.query_index), context, cache)
         x_BSE = jax.lax.dynamic_slice_in_dim(x_BSE, last, 1, axis=1)
         return self._logits(x_BSE, context.tap)[:, 0], new_cache
 
-    def _rotary(self, positions_BS: jax.Array) -> tuple[jax.Array, jax.Array] | None:
-        if self.spec.rope is None:
-            return None
-        return rotary_tables(self.spec.rope, self.spec.attention.head_dim, positions_BS, self.runtime.policy)
+    def _rotary(self, positions_BS: jax.Array, length: int) -> dict[RopeSpec, Tables]:
+        """Of every kind of rotary positions that a layer has.  length: of the longest row."""
+        head_dim, policy = self.spec.attention.head_dim, self.runtime.policy
+        kinds = dict.fromkeys(attention.rope for attention in self.spec.attentions if attention.rope is not None)
+        return {rope: rotary_tables(rope, head_dim, positions_BS, length, policy) for rope in kinds}
 
     def _embed(self, tokens_BS: jax.Array, positions_BS: jax.Array, key: jax.Array | None, index_S: jax.Array) -> jax.Array:
         x_BSE = self.embed(tokens_BS)
+        if self.spec.padding_token is not None:
+            is_padding_BS1 = (tokens_BS == self.spec.padding_token)[..., None]
+            x_BSE = jnp.where(is_padding_BS1, jax.lax.stop_gradient(x_BSE), x_BSE)
+        if self.spec.embedding_scale is not None:
+            scale = np.asarray(self.spec.embedding_scale, self.runtime.policy.statistics)
+            x_BSE = x_BSE * jnp.asarray(scale, x_BSE.dtype)
         if self.position_embed is not None:
             x_BSE = x_BSE + self.position_embed(positions_BS)
         x_BSE = self.runtime.layout.constrain(x_BSE, "batch", "residual", "hidden")
@@ -84,30 +102,50 @@ class Transformer(nnx.Module):
         return token_dropout(x_BSE, self.spec.embedding_dropout, key, Site.EMBEDDING, index_S)
 
     def _layers(self, x_BSE: jax.Array, context: Context, cache: CacheT) -> tuple[jax.Array, CacheT]:
-        """All layers in one scan, so that compile time does not grow with their number."""
+        """All layers in order, in scans (`stack.Stretch`), so that compile time does not grow with their number."""
         graphdef, stack = nnx.split(self.layers, graph=False)
 
-        def layer(
-            x_BSE: jax.Array, inputs: tuple[Any, jax.Array, CacheT, Points | None]
-        ) -> tuple[jax.Array, tuple[CacheT, Points | None]]:
+        def layer(attention: AttentionSpec, x_BSE: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, LayerOutputs]:
             weights, index, layer_cache, offsets = inputs
             key = None if context.key is None else jax.random.fold_in(context.key, index)
             tap = context.tap.of_layer(offsets)
             block = nnx.merge(graphdef, weights)
             x_BSE = named(x_BSE, "layer_input")
-            x_BSE, layer_cache = block(x_BSE, context._replace(key=key, tap=tap), layer_cache)
+            x_BSE, layer_cache = block(x_BSE, attention, context._replace(key=key, tap=tap), layer_cache)
             return x_BSE, (layer_cache, tap.records())
 
         indices = jnp.arange(self.spec.layers, dtype=jnp.int32)
         inputs = (stack, indices, cache, context.tap.layer_offsets())
-        x_BSE, (new_cache, records) = jax.lax.scan(rematerialised(layer, self.runtime.remat), x_BSE, inputs)
+        outputs = []
+        for stretch in stretches(self.spec.attentions):
+            x_BSE, output = self._scan(layer, stretch, x_BSE, stretch.take(inputs))
+            outputs.append(output)
+        new_cache, records = outputs[0] if len(outputs) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
         context.tap.keep_layers(records)
         return x_BSE, new_cache
+
+    def _scan(
+        self, layer: Callable[..., tuple[jax.Array, LayerOutputs]], stretch: Stretch, x_BSE: jax.Array, inputs: LayerInputs
+    ) -> tuple[jax.Array, LayerOutputs]:
+        """One stretch of layers.  Leaves of `inputs` are (repeats, period, ...), of the outputs (layers, ...)."""
+        layers = [rematerialised(partial(layer, attention), self.runtime.remat) for attention in stretch.period]
+
+        def period(x_BSE: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, LayerOutputs]:
+            outputs = []
+            for place, each in enumerate(layers):
+                x_BSE, output = each(x_BSE, jax.tree.map(lambda leaf: leaf[place], inputs))  # noqa: B023 - used at once
+                outputs.append(output)
+            return x_BSE, jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)
+
+        x_BSE, outputs = jax.lax.scan(period, x_BSE, inputs)
+        return x_BSE, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outputs)
 
     def _logits(self, x_BSE: jax.Array, tap: Tap) -> jax.Array:
         x_BSE = tap("final_norm", self.final_norm(x_BSE))
         x_BSE = self.runtime.layout.constrain(x_BSE, "batch", "sequence", "hidden")
         logits_BSV = self.embed.attend(x_BSE) if self.head is None else self.head(x_BSE)
+        if self.spec.final_softcap is not None:
+            logits_BSV = jnp.tanh(logits_BSV / self.spec.final_softcap) * self.spec.final_softcap
         return tap("logits", self.runtime.layout.constrain(logits_BSV, "batch", "sequence", "vocab"))
 
 

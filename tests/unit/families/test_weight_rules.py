@@ -73,10 +73,9 @@ def test_flax_paths_are_unique_and_shapes_hold(name: str) -> None:
     for rule in mine.rules:
         parts = rule.to_flax(np.zeros(rule.shape, np.float32))
         assert len(parts) == len(rule.paths)
-        for part in parts:
-            stacked = part.shape if rule.layers is None else (rule.layers, *part.shape)
-            assert stacked == rule.flax_shape
-            assert len(rule.axes) == len(rule.flax_shape)
+        for part, axes, shape in zip(parts, rule.axes, rule.flax_shapes, strict=True):
+            assert shape == (part.shape if rule.layers is None else (rule.layers, *part.shape))
+            assert len(axes) == len(shape)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int8])

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from jaxllm.families import flax_leaves
 from jaxllm.jax_backend.mesh import create_mesh
 from jaxllm.jax_backend.model.runtime import Runtime
 from jaxllm.jax_backend.network import build_network
@@ -34,7 +35,7 @@ def test_every_parameter_is_as_its_rule_says(family):
         # A fused query, key and value has one pattern for all three, whose heads are as many.
         same = {"kv_heads": "heads"} if model.spec.attention.kv_heads == model.spec.attention.heads else {}
         named = lambda axes: tuple(same.get(axis, axis) for axis in axes)  # noqa: B023, E731
-        expected = {path: (rule.flax_shape, named(rule.axes)) for rule in model.rules for path in rule.paths}
+        expected = {leaf.path: (leaf.shape, named(leaf.axes)) for leaf in flax_leaves(model.rules)}
         found = {path: (shape.shape, named(network.axes[path])) for path, shape in network.shapes.items()}
         assert found == expected, option
         assert {shape.dtype for shape in network.shapes.values()} == {np.dtype(np.float64)}
