@@ -54,12 +54,16 @@ LAYER_POINTS = (
 )
 
 
-def point_names(spec: ModelSpec) -> tuple[str, ...]:
-    """Every point of a model, in forward order."""
+def layer_points(spec: ModelSpec) -> tuple[str, ...]:
+    """The points of a layer, in forward order."""
     norms = {"attention_norm": spec.norm.before, "mlp_norm": spec.norm.before}
     norms |= {"attention_output_norm": spec.norm.after, "mlp_output_norm": spec.norm.after}
-    points = [point for point in LAYER_POINTS if norms.get(point, True)]
-    layers = (f"layers.{layer}.{point}" for layer in range(spec.layers) for point in points)
+    return tuple(point for point in LAYER_POINTS if norms.get(point, True))
+
+
+def point_names(spec: ModelSpec) -> tuple[str, ...]:
+    """Every point of a model, in forward order."""
+    layers = (f"layers.{layer}.{point}" for layer in range(spec.layers) for point in layer_points(spec))
     return ("embedding", *layers, "final_norm", "logits")
 
 

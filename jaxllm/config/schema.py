@@ -334,7 +334,9 @@ class DeepSpeedConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = Field(
         0, description="What ZeRO shards: 1: moments; 2: gradients too; 3: parameters too; 0: nothing."
     )
-    attention: Literal["sdpa", "eager"] = Field("sdpa", description="Attention implementation of the Hugging Face model.")
+    attention: Literal["auto", "sdpa", "eager"] = Field(
+        "auto", description="Attention of the Hugging Face model; auto: sdpa, or eager where a model caps its scores."
+    )
     activation_checkpointing: bool = Field(False, description="Recompute each layer in the backward pass.")
     torch_compile: bool = Field(False, description="Compile the model with torch.compile.")
 

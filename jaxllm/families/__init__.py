@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from jaxllm.config.messages import nearest, one_sentence
 from jaxllm.config.schema import ModelConfig, RunConfig
 from jaxllm.errors import ConfigError
-from jaxllm.families import gpt2, llama
-from jaxllm.families.keys import BOOKKEEPING_KEYS
+from jaxllm.families import gemma, gemma2, gemma3_text, gpt2, llama, mistral, olmo2, phi3, qwen2, qwen3
+from jaxllm.families.keys import BOOKKEEPING_KEYS, REFUSED_KEYS
 from jaxllm.families.points import ModulePoint
 from jaxllm.families.spec import Model, ModelSpec
 from jaxllm.families.weights import WeightRule, flax_leaves, flatten
@@ -37,7 +37,18 @@ __all__ = [
     "stored_names",
 ]
 
-FAMILIES: dict[str, ModuleType] = {"llama": llama, "gpt2": gpt2}
+FAMILIES: dict[str, ModuleType] = {
+    "gpt2": gpt2,
+    "llama": llama,
+    "mistral": mistral,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "gemma": gemma,
+    "gemma2": gemma2,
+    "gemma3_text": gemma3_text,
+    "phi3": phi3,
+    "olmo2": olmo2,
+}
 
 
 def resolve_model(
@@ -60,6 +71,8 @@ def resolve_model(
     family = str(config.family)
     if family not in FAMILIES:
         raise ConfigError("model.family", f"unknown family {family!r}; {nearest(family, FAMILIES)}")
+    for key in sorted(keys.keys() & REFUSED_KEYS.keys()):
+        raise ConfigError(f"model.{key}", REFUSED_KEYS[key].format(family=family))
     try:
         checked = FAMILIES[family].Keys.model_validate(keys)
     except ValidationError as error:
@@ -131,6 +144,8 @@ def _from_folder(folder: Path, vocab_size: int | None, *, weights: bool) -> Mode
         )
     if weights and not any(folder.glob("*.safetensors")):
         raise ConfigError("model.from", f"{folder} holds no *.safetensors weights; convert it with save_pretrained")
+    for key in sorted(written.keys() & REFUSED_KEYS.keys()):
+        raise ConfigError("model.from", f"{file}: {key}: {REFUSED_KEYS[key].format(family=family)}")
     keys = {key: value for key, value in written.items() if key not in BOOKKEEPING_KEYS}
     try:
         checked = FAMILIES[family].Keys.model_validate(keys)

@@ -1,16 +1,17 @@
-"""The Hugging Face config keys that decoders of Llama's kind share, and the rules between them."""
+"""The Hugging Face config keys that decoders of Llama's kind share, the rules between them, and what they mean."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
-from jaxllm.families.keys import HuggingFaceKeys, check_pad_token
+from jaxllm.families.keys import ACTIVATIONS, ActivationName, HuggingFaceKeys, check_pad_token
 from jaxllm.families.rope import RopeSpec
 from jaxllm.families.rope_keys import RopeParameters, RopeType, read_rope
-from jaxllm.families.spec import AttentionSpec
+from jaxllm.families.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec
 
 LayerType: TypeAlias = Literal["full_attention", "sliding_attention"]
 
@@ -113,6 +114,11 @@ class DecoderKeys(HuggingFaceKeys):
         """Rotary positions of every layer."""
         return self.rope_parameters.spec(self.max_position_embeddings)
 
+    @property
+    def _longest(self) -> int:
+        """Tokens of the longest sequence: more than max_position_embeddings where positions are stretched beyond it."""
+        return self.rope_parameters.longest(self.max_position_embeddings)
+
     def attention(self, **more: Any) -> AttentionSpec:
         """What every layer's attention has in common.  more: fields that the family adds or changes."""
         common = {
@@ -127,11 +133,35 @@ class DecoderKeys(HuggingFaceKeys):
         return AttentionSpec(**{**common, **more})
 
 
+    def model(self, attentions: tuple[AttentionSpec, ...], activation: ActivationName, **more: Any) -> ModelSpec:
+        """The ModelSpec: gated MLPs and root-mean-square norms, and what the family adds or changes."""
+        common = {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "max_positions": self._longest,
+            "norm": NormSpec("rms", self.rms_norm_eps),
+            "attentions": attentions,
+            "mlp": MlpSpec(self.intermediate_size, ACTIVATIONS[activation], gated=True, bias=False),
+            "learned_positions": False,
+            "tie_embeddings": self.tie_word_embeddings,
+            "padding_token": self.pad_token_id,
+        }
+        return ModelSpec(**{**common, **more})
+
+
 def fill_in_head_dim(cls: type[DecoderKeys], keys: dict[str, Any]) -> None:
     """A missing head_dim follows from the hidden size and the number of heads."""
     heads, hidden_size = cls.given(keys, "num_attention_heads"), cls.given(keys, "hidden_size")
     if cls.given(keys, "head_dim") is None and type(heads) is int and type(hidden_size) is int and 0 < heads <= hidden_size:
         keys["head_dim"] = hidden_size // heads
+
+
+def by_layer_type(
+    types: Sequence[LayerType], attention: AttentionSpec, window: int | None, sliding_rope: RopeSpec | None = None
+) -> tuple[AttentionSpec, ...]:
+    """The attention of every layer.  sliding_rope: of layers with a window, where theirs differ from the others'."""
+    sliding = replace(attention, window=window, rope=sliding_rope or attention.rope)
+    return tuple(sliding if name == "sliding_attention" else attention for name in types)
 
 
 def check_layer_types(keys: Any) -> None:

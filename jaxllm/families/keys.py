@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
@@ -13,6 +14,7 @@ BOOKKEEPING_KEYS = frozenset({
     # what wrote the file, and for whom
     "_name_or_path", "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "is_llama_config",
     "transformers.js_config", "unsloth_version", "_attn_implementation_autoset",
+    "_sliding_window_pattern",
     # what a call returns, and how it is computed
     "chunk_size_feed_forward", "gradient_checkpointing", "n_ctx", "output_attentions", "output_hidden_states", "pretraining_tp",
     "return_dict", "rope_interleaved", "torchscript", "use_bfloat16", "use_cache",
@@ -27,6 +29,12 @@ BOOKKEEPING_KEYS = frozenset({
     "num_return_sequences", "output_scores", "prefix", "remove_invalid_values", "repetition_penalty",
     "return_dict_in_generate", "sep_token_id", "suppress_tokens", "temperature", "top_k", "top_p", "typical_p",
 })  # fmt: skip
+
+# Keys whose meaning no family computes, and what to do instead.
+REFUSED_KEYS: Mapping[str, str] = {
+    "quantization_config": "quantised weights are not supported; start from the checkpoint they were made from",
+    "auto_map": "code that comes with a checkpoint is never run; remove auto_map if transformers' own {family} is this model",
+}
 
 ActivationName: TypeAlias = Literal["silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"]
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from jaxllm.families import decoder
 from jaxllm.families.decoder_keys import DecoderKeys, fill_in_head_dim
 from jaxllm.families.keys import ACTIVATIONS, ActivationName
-from jaxllm.families.spec import MlpSpec, ModelSpec, NormSpec
+from jaxllm.families.spec import MlpSpec, ModelSpec
 from jaxllm.families.weights import WeightRule
 
 ARCHITECTURE = "LlamaForCausalLM"
@@ -40,17 +40,8 @@ class Keys(DecoderKeys):
 def spec(keys: Keys) -> ModelSpec:
     """The ModelSpec of a Llama config."""
     attention = keys.attention(rope=keys.rope, qkv_bias=keys.attention_bias, output_bias=keys.attention_bias)
-    return ModelSpec(
-        vocab_size=keys.vocab_size,
-        hidden_size=keys.hidden_size,
-        max_positions=keys.max_position_embeddings,
-        norm=NormSpec("rms", keys.rms_norm_eps),
-        attentions=(attention,) * keys.num_hidden_layers,
-        mlp=MlpSpec(keys.intermediate_size, ACTIVATIONS[keys.hidden_act], gated=True, bias=keys.mlp_bias),
-        learned_positions=False,
-        tie_embeddings=keys.tie_word_embeddings,
-        padding_token=keys.pad_token_id,
-    )
+    mlp = MlpSpec(keys.intermediate_size, ACTIVATIONS[keys.hidden_act], gated=True, bias=keys.mlp_bias)
+    return keys.model((attention,) * keys.num_hidden_layers, keys.hidden_act, mlp=mlp)
 
 
 def rules(keys: Keys) -> tuple[WeightRule, ...]:

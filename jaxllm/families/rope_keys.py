@@ -71,6 +71,12 @@ class RopeParameters(HuggingFaceKeys):
         fraction = 1.0 if self.partial_rotary_factor is None else self.partial_rotary_factor
         return RopeSpec(self.rope_theta, self._scaling(max_positions), fraction)
 
+    def longest(self, max_positions: int) -> int:
+        """Tokens of the longest sequence: more than max_position_embeddings where the kind goes beyond it."""
+        if self.rope_type not in ("dynamic", "yarn"):
+            return max_positions
+        return max(max_positions, int((self.factor or 1.0) * (self.original_max_position_embeddings or max_positions)))
+
     def check(self, head_dim: int) -> None:
         """ValueError unless the kind can rotate heads of `head_dim` dimensions."""
         rotated = int(head_dim * (self.partial_rotary_factor or 1.0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from jaxllm.families.rope import RopeSpec
 from jaxllm.families.weights import WeightRule
@@ -119,8 +119,11 @@ class ModelSpec:
 
     def without_dropout(self) -> ModelSpec:
         """The same model, evaluated."""
-        attentions = tuple(replace(attention, dropout=0.0) for attention in self.attentions)
-        return replace(self, embedding_dropout=0.0, residual_dropout=0.0, attentions=attentions)
+        return replace(self, embedding_dropout=0.0, residual_dropout=0.0).with_attention(dropout=0.0)
+
+    def with_attention(self, **changes: Any) -> ModelSpec:
+        """The same model with fields of every layer's attention changed."""
+        return replace(self, attentions=tuple(replace(attention, **changes) for attention in self.attentions))
 
     @property
     def sizes(self) -> Mapping[str, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
 
@@ -20,6 +20,7 @@ from scipy.special import erf, expit
 
 from jaxllm.data.batch import Batch
 from jaxllm.families import Model
+from jaxllm.families.rope import RopeSpec, inverse_frequencies
 from jaxllm.parity.tolerances import relative_error
 from jaxllm.probe import Array
 from jaxllm.state import TensorReader
@@ -77,12 +78,14 @@ class Bench:
         makers: Mapping[str, Callable[[int | None], Iterator[tuple[str, F64]]]] = {
             "embedding": self._embeddings,
             "attention_norm": lambda layer: self._norms("layers.attention_norm", layer, self._entering(layer)),
+            "attention_output_norm": lambda layer: self._output_norms("attention_output", layer),
             "query": lambda layer: self._projections("query", layer),
             "key": lambda layer: self._projections("key", layer),
             "value": lambda layer: self._projections("value", layer),
             "attention_output": self._attentions,
             "mlp_norm": lambda layer: self._norms("layers.mlp_norm", layer, self._at(f"layers.{layer}.attention_residual")),
             "mlp_output": self._mlps,
+            "mlp_output_norm": lambda layer: self._output_norms("mlp_output", layer),
             "final_norm": lambda _: self._norms("final_norm", None, self._entering(self._spec.layers)),
         }
         if kind in makers:
@@ -94,6 +97,12 @@ class Bench:
 
     def _entering(self, layer: int | None) -> F64:
         return self._at(f"layers.{layer - 1}.residual" if layer else "embedding")
+
+    def _read_by(self, part: str, layer: int | None) -> F64:
+        """What goes into a layer's attention or MLP."""
+        if self._spec.norm.before:
+            return self._at(f"layers.{layer}.{part}_norm")
+        return self._entering(layer) if part == "attention" else self._at(f"layers.{layer}.attention_residual")
 
     def _weight(self, path: str, layer: int | None) -> F64 | None:
         """A Flax tensor of one layer, from the Hugging Face weights; None if the model has none of that path."""
@@ -113,7 +122,8 @@ class Bench:
         table = self._weight("embed.embedding", None)
         if table is None:
             return
-        x_BSE = table[self._batch.inputs]
+        given = self._spec.embedding_scale
+        x_BSE = table[self._batch.inputs] * (1.0 if given is None else given)
         positions_PE = self._weight("position_embed.embedding", None)
         if positions_PE is None:
             yield AS_CONFIGURED, x_BSE
@@ -121,7 +131,10 @@ class Bench:
             for name, positions_BS in self._positions():
                 yield name, x_BSE + positions_PE[np.clip(positions_BS, 0, len(positions_PE) - 1)]
             yield "embeddings without positions", x_BSE
-        yield "embeddings scaled by sqrt(hidden_size)", x_BSE * math.sqrt(x_BSE.shape[-1])
+        if given is None:
+            yield "embeddings scaled by sqrt(hidden_size)", x_BSE * math.sqrt(x_BSE.shape[-1])
+        else:
+            yield "embeddings without their scale", x_BSE / given
 
     def _positions(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
         given = self._batch.positions.astype(np.int64)
@@ -135,6 +148,7 @@ class Bench:
         if scale is None:
             return
         configured = self._spec.norm
+        offset, other = (1.0, 0.0) if configured.unit_offset else (0.0, 1.0)
         for kind in (configured.kind, *({"rms", "layer"} - {configured.kind})):
             centred = x_BSE - x_BSE.mean(-1, keepdims=True) if kind == "layer" else x_BSE
             square = np.square(centred).mean(-1, keepdims=True)
@@ -142,70 +156,100 @@ class Bench:
                 normed = centred / np.sqrt(square + eps)
                 expected = kind == configured.kind and eps == configured.eps
                 name = AS_CONFIGURED if expected else f"a norm of kind {kind} with epsilon {eps:g}"
-                yield name, normed * scale + bias
-            yield f"a norm of kind {kind} with 1 + scale", centred / np.sqrt(square + configured.eps) * (1 + scale) + bias
+                yield name, normed * (scale + offset) + bias
+            name = f"a norm of kind {kind} with {'1 + scale' if other else 'scale for 1 + scale'}"
+            yield name, centred / np.sqrt(square + configured.eps) * (scale + other) + bias
+
+    def _output_norms(self, point: str, layer: int | None) -> Iterator[tuple[str, F64]]:
+        yield from self._norms(f"layers.{point}_norm", layer, self._at(f"layers.{layer}.{point}"))
 
     def _projections(self, which: str, layer: int | None) -> Iterator[tuple[str, F64]]:
         kernel = self._weight(f"layers.attention.{which}.kernel", layer)
         if kernel is None:
             return
-        x_BSE, bias = self._at(f"layers.{layer}.attention_norm"), self._bias(f"layers.attention.{which}.bias", layer)
+        x_BSE, bias = self._read_by("attention", layer), self._bias(f"layers.attention.{which}.bias", layer)
+        rope = self._spec.attentions[layer or 0].rope
         kernels = {AS_CONFIGURED: kernel}
         hidden, heads, head_dim = kernel.shape
         if hidden == heads * head_dim:
             kernels["the transposed weight"] = kernel.reshape(hidden, hidden).T.reshape(kernel.shape)
         for name, weight in kernels.items():
             projected = np.einsum("bse,ehd->bshd", x_BSE, weight) + bias
-            if self._spec.rope is None or which == "value":
-                yield name, projected
+            normed = projected if which == "value" else self._heads_norm(which, layer, projected)
+            if rope is None or which == "value":
+                yield name, normed
             elif name == AS_CONFIGURED:
-                yield from self._rotations(projected)
+                yield from self._rotations(rope, normed)
+                if normed is not projected:
+                    said = "without the norm of queries and keys"
+                    yield said, next(self._rotations(rope, projected))[1]
             else:
-                yield name, next(self._rotations(projected))[1]
+                yield name, next(self._rotations(rope, normed))[1]
 
-    def _rotations(self, x_BSHD: F64) -> Iterator[tuple[str, F64]]:
-        """Rotary positions (arXiv:2104.09864) in both layouts and with the positions people mistake."""
-        assert self._spec.rope is not None  # noqa: S101 - asked by the caller
-        head_dim = x_BSHD.shape[-1]
-        frequencies = self._spec.rope.theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    def _heads_norm(self, which: str, layer: int | None, x_BSHD: F64) -> F64:
+        """The norm of queries and keys, if the model has one."""
+        scale, over = self._weight(f"layers.attention.{which}_norm.scale", layer), self._spec.attention.query_key_norm
+        if scale is None:
+            return x_BSHD
+        axes = (-1,) if over == "head" else (-2, -1)
+        normed: F64 = x_BSHD / np.sqrt(np.square(x_BSHD).mean(axes, keepdims=True) + self._spec.norm.eps)
+        return normed * (scale + 1.0 if self._spec.norm.unit_offset else scale)
+
+    def _rotations(self, rope: RopeSpec, x_BSHD: F64) -> Iterator[tuple[str, F64]]:
+        """Rotary positions (arXiv:2104.09864) in both layouts and with the positions and scalings people mistake."""
+        length = self._batch.inputs.shape[1]
         for name, positions_BS in self._positions():
-            angle_BSD = positions_BS[..., None] * frequencies
-            cos, sin = np.cos(angle_BSD)[:, :, None], np.sin(angle_BSD)[:, :, None]
-            first, second = np.split(x_BSHD, 2, -1)
-            yield name, np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+            yield name, _rotated(rope, x_BSHD, positions_BS, length)
             if name == AS_CONFIGURED:
-                even, odd = x_BSHD[..., ::2], x_BSHD[..., 1::2]
-                pairs = np.stack([even * cos - odd * sin, odd * cos + even * sin], -1)
-                yield "rotary positions that pair neighbours (2i, 2i + 1)", pairs.reshape(x_BSHD.shape)
+                if rope.scaling is not None:
+                    plain = replace(rope, scaling=None)
+                    yield "rotary positions without their scaling", _rotated(plain, x_BSHD, positions_BS, length)
+                kept = rope.rotated(x_BSHD.shape[-1])
+                halves = np.concatenate([x_BSHD[..., 0:kept:2], x_BSHD[..., 1:kept:2], x_BSHD[..., kept:]], -1)
+                turned = _rotated(rope, halves, positions_BS, length)
+                first, second = np.split(turned[..., :kept], 2, -1)
+                pairs = np.stack([first, second], -1).reshape(first.shape[:-1] + (kept,))
+                yield "rotary positions that pair neighbours (2i, 2i + 1)", np.concatenate([pairs, turned[..., kept:]], -1)
         yield "no rotary positions", x_BSHD
 
     def _attentions(self, layer: int | None) -> Iterator[tuple[str, F64]]:
         kernel = self._weight("layers.attention.output.kernel", layer)
         if kernel is None:
             return
-        bias, spec = self._bias("layers.attention.output.bias", layer), self._spec.attention
+        bias, spec = self._bias("layers.attention.output.bias", layer), self._spec.attentions[layer or 0]
         segments = self._batch.segments
         length = segments.shape[1]
         causal = np.tril(np.ones((length, length), bool))[None]
+        full = causal
+        if spec.window is not None:
+            causal = causal & ~np.tril(np.ones((length, length), bool), -spec.window)[None]
         documents = segments[:, :, None] == segments[:, None, :]
-        variants: Mapping[str, tuple[NDArray[np.bool_], float]] = {
+        variants: dict[str, tuple[NDArray[np.bool_], float]] = {
             AS_CONFIGURED: (causal & documents, spec.scale),
             "attention that leaks across documents": (np.broadcast_to(causal, documents.shape), spec.scale),
             "attention to later tokens": (documents, spec.scale),
             "attention without its scale": (causal & documents, 1.0),
             "attention scaled by 1 / head_dim": (causal & documents, 1.0 / spec.head_dim),
         }
+        if spec.window is not None:
+            wider = full & ~np.tril(np.ones((length, length), bool), -spec.window - 1)[None]
+            variants["attention without its window"] = (full & documents, spec.scale)
+            variants["attention with a window of one token more"] = (wider & documents, spec.scale)
         for name, (mask, scale) in variants.items():
-            yield name, np.einsum("bshd,hde->bse", self._mix(layer, mask, scale), kernel) + bias
+            yield name, np.einsum("bshd,hde->bse", self._mix(layer, mask, scale, spec.softcap), kernel) + bias
+        if spec.softcap is not None:
+            mixed = self._mix(layer, causal & documents, spec.scale, None)
+            yield "attention without its soft cap", np.einsum("bshd,hde->bse", mixed, kernel) + bias
         square = kernel.reshape(-1, kernel.shape[-1])
         if square.shape[0] == square.shape[1]:
-            mixed = self._mix(layer, causal & documents, spec.scale)
+            mixed = self._mix(layer, causal & documents, spec.scale, spec.softcap)
             yield "the transposed output weight", np.einsum("bshd,hde->bse", mixed, square.T.reshape(kernel.shape)) + bias
 
-    def _mix(self, layer: int | None, mask_BST: NDArray[np.bool_], scale: float) -> F64:
+    def _mix(self, layer: int | None, mask_BST: NDArray[np.bool_], scale: float, softcap: float | None) -> F64:
         query, key, value = (self._at(f"layers.{layer}.{name}") for name in ("query", "key", "value"))
         groups = query.shape[2] // key.shape[2]
         scores = np.einsum("bshd,bthd->bhst", query, np.repeat(key, groups, axis=2)) * scale
+        scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
         scores = np.where(mask_BST[:, None], scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
@@ -216,7 +260,7 @@ class Bench:
         up, down = self._weight("layers.mlp.up.kernel", layer), self._weight("layers.mlp.down.kernel", layer)
         if up is None or down is None:
             return
-        x_BSE, spec = self._at(f"layers.{layer}.mlp_norm"), self._spec.mlp
+        x_BSE, spec = self._read_by("mlp", layer), self._spec.mlp
         x_up = x_BSE @ up + self._bias("layers.mlp.up.bias", layer)
         gate = self._weight("layers.mlp.gate.kernel", layer)
         x_gate = None if gate is None else x_BSE @ gate + self._bias("layers.mlp.gate.bias", layer)
@@ -229,6 +273,15 @@ class Bench:
                 yield "gate and up exchanged", (activation(x_up) * x_gate) @ down + bias
             if down.shape[0] == down.shape[1] and name == spec.activation:
                 yield "the transposed down weight", inner @ down.T + bias
+
+
+def _rotated(rope: RopeSpec, x_BSHD: F64, positions_BS: NDArray[np.int64], length: int) -> F64:
+    """Half-split rotary positions, the dimensions behind the rotated ones as they are."""
+    angles = positions_BS[..., None] * inverse_frequencies(rope, x_BSHD.shape[-1], length, np.dtype(np.float64))
+    cos, sin = (rope.attention_factor * turn(angles)[:, :, None] for turn in (np.cos, np.sin))
+    turned, rest = np.split(x_BSHD, [rope.rotated(x_BSHD.shape[-1])], -1)
+    first, second = np.split(turned, 2, -1)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], -1)
 
 
 def recognise_loss(sides: Mapping[str, float], token_losses: F64, weights: F64, rows: int) -> Diagnosis:

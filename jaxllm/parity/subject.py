@@ -11,7 +11,7 @@ from typing import Any
 from jaxllm.config import RunConfig, total_steps
 from jaxllm.config.schema import ModelConfig, Precision
 from jaxllm.data.prepare import PreparedData, prepare
-from jaxllm.families import Model, ModelSpec, check_sequence_length, resolve_model
+from jaxllm.families import Model, check_sequence_length, resolve_model
 from jaxllm.run import Run
 
 
@@ -38,20 +38,16 @@ def examine(config: RunConfig, folder: Path, *, progress: bool = False) -> Subje
     data = prepare(config, progress=progress)
     model = resolve_model(config.model, data.vocab_size, data.tokenizer.eos_id)
     notes: tuple[str, ...] = ()
-    if (rates := _dropout_rates(model)) and _drops(model.spec):
+    if (rates := _dropout_rates(model)) and model.spec.has_dropout:
         listed = ", ".join(f"{key} {rate:g}" for key, rate in rates.items())
         notes = (
             f"dropout is switched off for the proof ({listed} in the run file): each backend draws its own random numbers",
         )
         config = config.model_copy(update={"model": _without_dropout(config.model, model, rates, folder)})
         model = resolve_model(config.model, data.vocab_size, data.tokenizer.eos_id)
-        assert not _drops(model.spec)  # noqa: S101 - a family spells dropout in a way that `_dropout_rates` does not know
+        assert not model.spec.has_dropout  # noqa: S101 - a family spells dropout in a way that `_dropout_rates` does not know
     check_sequence_length(model, config)
     return Subject(Run(config, model, total_steps(config)), data, notes)
-
-
-def _drops(spec: ModelSpec) -> bool:
-    return max(spec.attention.dropout, spec.embedding_dropout, spec.residual_dropout) > 0.0
 
 
 def _dropout_rates(model: Model) -> dict[str, float]:

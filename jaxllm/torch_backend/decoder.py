@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from jaxllm.errors import BackendError
 from jaxllm.torch_backend.engine import Engine
 from jaxllm.torch_backend.model import mode
+from jaxllm.torch_backend.visibility import fix_rope_length
 
 
 class TorchDecoder:
@@ -45,6 +46,7 @@ class TorchDecoder:
         ids_BS = torch.tensor([tokens], dtype=torch.int64, device=self._device)
         positions_BS = torch.arange(self._length, stop, device=self._device)[None]
         with mode(self._engine.model, training=False), self._engine.numerics():
+            fix_rope_length(self._engine.model, self._max_length)
             output = self._engine.model(
                 input_ids=ids_BS, position_ids=positions_BS, past_key_values=self._cache, use_cache=True, logits_to_keep=1
             )

@@ -14,8 +14,9 @@ from torch.nn import Parameter
 from jaxllm.data.batch import Batch
 from jaxllm.errors import BackendError
 from jaxllm.families import Model, flatten
+from jaxllm.torch_backend.visibility import SequenceHook, attention_implementation
 
-AttentionKernel = Literal["sdpa", "eager"]
+AttentionKernel = Literal["auto", "sdpa", "eager"]
 
 
 def build_model(model: Model, attention: AttentionKernel, dtype: torch.dtype, device: torch.device) -> Any:
@@ -31,9 +32,10 @@ def build_model(model: Model, attention: AttentionKernel, dtype: torch.dtype, de
     config.use_cache = False
     with no_init_weights(), device:
         built = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, attn_implementation=attention, dtype=dtype
+            config, attn_implementation=attention_implementation(model, attention), dtype=dtype
         )
         built.tie_weights()  # part of the initialisation that was left out
+    built.register_forward_pre_hook(SequenceHook(model), with_kwargs=True)
     check_parameters(model, {name: tuple(_whole_shape(p)) for name, p in built.named_parameters()})
     return built
 
@@ -88,13 +90,13 @@ def model_inputs(batch: Batch, attention: AttentionKernel, dtype: torch.dtype, d
 
 
 def packed_mask(segments_BS: torch.Tensor, attention: AttentionKernel, dtype: torch.dtype) -> torch.Tensor:
-    """Causal attention within a segment: (B, 1, Q, K), bool for sdpa, 0 or the lowest number to be added for eager.
+    """Causal attention within a segment: (B, 1, Q, K), bool, or for eager 0 or the lowest number, to be added.
 
     Padding is a segment (0) like any other, so that a padding row attends to something and yields no NaN.
     """
     same_BQK = segments_BS[:, :, None] == segments_BS[:, None, :]
     allowed_B1QK = same_BQK.tril()[:, None]
-    if attention == "sdpa":
+    if attention != "eager":
         return allowed_B1QK
     lowest = torch.finfo(dtype).min
     return torch.zeros(allowed_B1QK.shape, dtype=dtype, device=segments_BS.device).masked_fill(~allowed_B1QK, lowest)

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(ROOT))
 
 from jaxllm.metrics.environment import package_versions  # noqa: E402 - the path above
-from tests.parity.trajectories import FAMILIES, MODELS, Trained, make_run, train  # noqa: E402
+from tests.parity.trajectories import MODELS, Trained, make_run, train  # noqa: E402
 
 STEPS = 20
 COMMAND = "python tests/golden/remake_trajectories.py"
@@ -41,6 +41,6 @@ def document(family: str, trained: Trained) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    for each in FAMILIES:
+    for each in sys.argv[1:] or MODELS:
         found = train("jax", make_run(each, "fp64", STEPS))
         golden_file(each).write_text(json.dumps(document(each, found), indent=1) + "\n")

@@ -64,8 +64,9 @@ class MeanOfMeans(Faulty):
 
 def _spec(**changes: Any) -> Callable[[Model], Model]:
     def changed(model: Model) -> Model:
+        attention = changes.pop("attention", {})
         parts = {part: replace(getattr(model.spec, part), **keys) for part, keys in changes.items()}
-        return replace(model, spec=replace(model.spec, **parts))
+        return replace(model, spec=replace(model.spec, **parts).with_attention(**attention))
 
     return changed
 

@@ -137,7 +137,7 @@ def test_a_single_sequence_has_no_control(tmp_path: Path) -> None:
 
 def test_meshes_that_do_not_fit_are_left_out_and_named(tmp_path: Path) -> None:
     run = make_run("llama", "fp32", 10)
-    odd = replace(run.model.spec, attention=replace(run.model.spec.attention, kv_heads=1))
+    odd = run.model.spec.with_attention(kv_heads=1)
     training = run.config.training.model_copy(update={"global_batch": 4})
     config = run.config.model_copy(update={"training": training})
     runs = Runs(replace(run, config=config, model=replace(run.model, spec=odd)), tmp_path, 10)

@@ -11,9 +11,10 @@ import pytest
 
 from jaxllm.config.schema import BackendName
 from jaxllm.state import read_state
+from tests.golden.remake_trajectories import STEPS as GOLDEN_STEPS
 from tests.parity.conftest import STEPS, Run, Zero
 from tests.parity.test_trajectory import assert_same
-from tests.parity.trajectories import FAMILIES, MESHES, ONE, make_run, train
+from tests.parity.trajectories import FAMILIES, MESHES, ONE, OTHERS, make_run, train
 
 pytest.importorskip("torch", reason="the other backend")
 
@@ -35,6 +36,15 @@ def test_half_here_and_half_there_in_double_precision(
     found = train(second[0], runs[1], read_state(tmp_path / "state"))
     assert sorted(found.losses) == list(range(HALF + 1, STEPS + 1))
     assert_same(found, trained("jax", family, "fp64"), "fp64")
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_every_family_goes_on_upon_a_mesh(trained: Run, tmp_path: Path, family: str) -> None:
+    half, mesh = GOLDEN_STEPS // 2, MESHES[MESH]
+    train("deepspeed", make_run(family, "fp64", GOLDEN_STEPS), stop=half, keep=tmp_path / "state")
+    found = train("jax", make_run(family, "fp64", GOLDEN_STEPS, mesh), read_state(tmp_path / "state"))
+    assert sorted(found.losses) == list(range(half + 1, GOLDEN_STEPS + 1))
+    assert_same(found, trained("jax", family, "fp64", steps=GOLDEN_STEPS), "fp64")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

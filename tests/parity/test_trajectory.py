@@ -13,7 +13,7 @@ from jaxllm.config.schema import BackendName, Precision
 from jaxllm.parity.tolerances import TOLERANCES, relative_error
 from tests.golden.remake_trajectories import COMMAND, STEPS, golden_file
 from tests.parity.conftest import Run, Zero, run_zero
-from tests.parity.trajectories import CLIP_NORMS, FAMILIES, MESHES, MODELS, Trained, make_run, train
+from tests.parity.trajectories import CLIP_NORMS, FAMILIES, MESHES, MODELS, OTHERS, Trained
 
 pytest.importorskip("torch", reason="the other side of every comparison")
 
@@ -29,13 +29,13 @@ def assert_same(found: Trained, wanted: Trained, precision: Precision) -> None:
     assert all(map(math.isfinite, found.norms.values()))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("backend", ["jax", "deepspeed"])
-def test_neither_backend_drifts_from_the_losses_written_down(backend: BackendName, family: str) -> None:
+def test_neither_backend_drifts_from_the_losses_written_down(trained: Run, backend: BackendName, family: str) -> None:
     golden = json.loads(golden_file(family).read_text())
     assert golden["model"] == MODELS[family]
     assert len(golden["loss"]) == STEPS
-    found = train(backend, make_run(family, "fp64", STEPS))
+    found = trained(backend, family, "fp64", steps=STEPS)
     advice = f"with {golden['versions']} it was different; if this change is meant: {COMMAND}"
     assert relative_error(list(found.losses.values()), golden["loss"]) <= TOLERANCES["fp64"].trajectory_loss, advice
     assert min(found.losses.values()) < golden["loss"][0] - 0.2, "nothing was learnt"
@@ -50,6 +50,12 @@ def test_clipping_is_active_in_some_steps_and_not_in_others(trained: Run, family
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_backends_are_one_in_double_precision(trained: Run, family: str) -> None:
     assert_same(trained("deepspeed", family, "fp64"), trained("jax", family, "fp64"), "fp64")
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_both_backends_are_one_for_every_family(trained: Run, family: str) -> None:
+    found, wanted = (trained(backend, family, "fp64", steps=STEPS) for backend in ("deepspeed", "jax"))
+    assert_same(found, wanted, "fp64")
 
 
 @pytest.mark.parametrize("mesh", MESHES)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.tiny import TINY
+
 LLAMA: dict[str, Any] = {
     "family": "llama",
     "vocab_size": 103,
@@ -34,4 +36,9 @@ CASES: dict[str, dict[str, Any]] = {
     "gpt2": GPT2,
     "gpt2-untied": {**GPT2, "tie_word_embeddings": False},
     "gpt2-inner": {**GPT2, "n_inner": 100},
+    **{family: {"family": family, **keys, "vocab_size": 103} for family, keys in TINY.items() if family not in ("llama", "gpt2")},
+    "mistral-whole": {"family": "mistral", **TINY["mistral"], "vocab_size": 103, "sliding_window": None, "head_dim": None},
+    "qwen2-untied": {"family": "qwen2", **TINY["qwen2"], "vocab_size": 103, "tie_word_embeddings": False},
+    "phi3-tied": {"family": "phi3", **TINY["phi3"], "vocab_size": 103, "tie_word_embeddings": True},
+    "olmo2-mha": {"family": "olmo2", **TINY["olmo2"], "vocab_size": 103, "num_key_value_heads": 4, "attention_bias": False},
 }

@@ -23,6 +23,8 @@ from jaxllm.jax_backend import JaxBackend
 from jaxllm.run import Run
 from jaxllm.state import Progress
 from jaxllm.torch_backend.float64 import true_float64
+from jaxllm.torch_backend.visibility import SequenceHook
+from tests.tiny import TINY, tiny
 
 VOCABULARY = 96
 
@@ -54,7 +56,8 @@ GPT2: dict[str, Any] = {
 }
 
 
-FAMILIES = {"llama": LLAMA, "gpt2": GPT2}
+FAMILIES = {family: tiny(family, vocab_size=VOCABULARY, initializer_range=0.1) for family in TINY}
+FAMILIES |= {"llama": LLAMA, "gpt2": GPT2}
 
 
 def make_run(model: Mapping[str, Any] = LLAMA, **sections: Mapping[str, Any]) -> Run:
@@ -150,6 +153,7 @@ class Reference:
             torch.manual_seed(0)
             kind = getattr(transformers, model.huggingface_config["architectures"][0])
             self.module = kind(kind.config_class(**keys, attn_implementation="eager")).to(self._dtype).eval()
+            self.module.register_forward_pre_hook(SequenceHook(model), with_kwargs=True)
             with torch.no_grad():
                 for parameter in self.module.parameters():
                     parameter.add_(0.1 * torch.randn(parameter.shape, dtype=self._dtype))

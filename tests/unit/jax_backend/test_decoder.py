@@ -17,8 +17,9 @@ def full_logits(reference, tokens):
     return reference.logits(Batch(inputs, ones, ones.astype(np.float32), positions, ones)).detach().numpy()[0]
 
 
-@pytest.mark.parametrize("mesh", ["one", "eight"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("family", "mesh"), [*((family, "one") for family in cases.FAMILIES), ("llama", "eight"), ("gpt2", "eight")]
+)
 def test_prefill_and_decode_equal_the_full_forward_pass(start, family, mesh):
     parallel = {"data": 1} if mesh == "one" else {"data": 2, "fsdp": 2, "tensor": 2}
     run = cases.make_run(

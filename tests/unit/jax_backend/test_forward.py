@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxllm.families.rope import RopeSpec, inverse_frequencies
 from jaxllm.jax_backend.mesh import create_mesh
-from jaxllm.jax_backend.model.rope import inverse_frequencies
 from jaxllm.jax_backend.model.runtime import Runtime
 from jaxllm.jax_backend.network import build_network
 from jaxllm.jax_backend.precision import policy_of
@@ -95,12 +95,10 @@ def test_rotary_frequencies_are_transformers_to_the_last_bits(theta, head_dim):
     import torch
     from transformers.models.llama.modeling_llama import LlamaConfig, LlamaRotaryEmbedding
 
-    from jaxllm.families.spec import RopeSpec
-
     config = LlamaConfig(head_dim=head_dim, rope_parameters={"rope_type": "default", "rope_theta": theta})
     with torch.no_grad():
         wanted = LlamaRotaryEmbedding(config).inv_freq.numpy()
-    ours = inverse_frequencies(RopeSpec(theta), head_dim, np.dtype(np.float32))
+    ours = inverse_frequencies(RopeSpec(theta), head_dim, 1, np.dtype(np.float32))
     assert ours.dtype == np.float32
     np.testing.assert_array_max_ulp(ours, wanted, maxulp=1)
 

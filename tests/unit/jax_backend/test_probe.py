@@ -21,7 +21,7 @@ from jaxllm.jax_backend.model.tap import LAYERS, Recorder
 from jaxllm.jax_backend.probe import JaxProbe
 from jaxllm.jax_backend.step import loss_sum
 from jaxllm.parity.tolerances import TOLERANCES, relative_error
-from jaxllm.probe import LAYER_POINTS, point_names
+from jaxllm.probe import layer_points, point_names
 from jaxllm.state import Progress, TrainingState
 from jaxllm.state.initial import InitialWeights
 from tests.unit.jax_backend import cases
@@ -138,8 +138,9 @@ def test_the_residual_stream_adds_up(family):
     probe = probe_of(family)
     values = probe.passes(batch_of(), capture=True).values
     entering = values["embedding"]
-    for layer in range(probe._loaded.run.model.spec.layers):
-        at = {point: values[f"layers.{layer}.{point}"] for point in LAYER_POINTS}
+    spec = probe._loaded.run.model.spec
+    for layer in range(spec.layers):
+        at = {point: values[f"layers.{layer}.{point}"] for point in layer_points(spec)}
         assert relative_error(at["attention_residual"], entering + at["attention_output"]) <= BOUND
         assert relative_error(at["residual"], at["attention_residual"] + at["mlp_output"]) <= BOUND
         entering = at["residual"]

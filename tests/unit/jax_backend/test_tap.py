@@ -9,7 +9,7 @@ import pytest
 
 from jaxllm.jax_backend.model.tap import NO_TAP, Recorder, Tap
 from jaxllm.jax_backend.optimizer import step_scalars
-from jaxllm.probe import LAYER_POINTS
+from jaxllm.probe import layer_points
 from tests.unit.jax_backend import cases
 
 
@@ -39,7 +39,7 @@ def test_taps_leave_no_trace_in_the_training_program(family, remat, start, monke
     monkeypatch.setattr(Tap, "__call__", nothing)
     started, wanted = train_program(start, family, remat)
     assert str(shipped) == str(wanted)
-    assert passed == {"embedding", *LAYER_POINTS, "final_norm", "logits"}
+    assert passed == {"embedding", *layer_points(started.network.spec), "final_norm", "logits"}
     layers = started.network.spec.layers
     weights = [path for path in started.network.shapes if path.startswith("layers.")]
     scans = [scan for scan in _scans(shipped.jaxpr) if scan.params["length"] == layers and not scan.params["reverse"]]

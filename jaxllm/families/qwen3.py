@@ -1,0 +1,34 @@
+"""Qwen3 (arXiv:2505.09388): Llama's layers, each head of query and key normalised by itself."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from jaxllm.families import decoder
+from jaxllm.families.qwen2 import QwenKeys
+from jaxllm.families.spec import ModelSpec
+from jaxllm.families.weights import WeightRule
+
+ARCHITECTURE = "Qwen3ForCausalLM"
+BASE_PREFIX = decoder.BASE_PREFIX
+MAX_POSITIONS_KEY = "max_position_embeddings"
+POINTS = decoder.decoder_points(decoder.PRE_NORMS)
+
+
+class Keys(QwenKeys):
+    """transformers.Qwen3Config."""
+
+    head_dim: int = Field(128, ge=1)
+    attention_bias: bool = False
+
+
+def spec(keys: Keys) -> ModelSpec:
+    """The ModelSpec of a Qwen3 config."""
+    bias = keys.attention_bias
+    attention = keys.attention(rope=keys.rope, query_key_norm="head", qkv_bias=bias, output_bias=bias)
+    return keys.model(keys.attentions(attention), keys.hidden_act)
+
+
+def rules(keys: Keys) -> tuple[WeightRule, ...]:
+    """Every weight of a Qwen3 model, in checkpoint order."""
+    return decoder.decoder_rules(spec(keys), keys.initializer_range, decoder.PRE_NORMS)
