@@ -21,7 +21,7 @@ from jaxllm.families import gemma, gemma2, gemma3_text, gpt2, llama, mistral, ol
 from jaxllm.families.keys import BOOKKEEPING_KEYS, REFUSED_KEYS
 from jaxllm.families.points import ModulePoint
 from jaxllm.families.spec import Model, ModelSpec
-from jaxllm.families.weights import WeightRule, flax_leaves, flatten
+from jaxllm.families.weights import WeightRule, flatten, flax_leaves
 
 __all__ = [
     "FAMILIES",

@@ -41,7 +41,7 @@ def decoder_points(norms: Mapping[str, str]) -> dict[str, ModulePoint]:
     """`POINTS` of a decoder whose layers have these norms."""
     at = {ours: f"{LAYER}.{theirs}" for theirs, ours in norms.items()}
     attention, mlp = f"{LAYER}.self_attn", f"{LAYER}.mlp"
-    points = {
+    return {
         "embedding": ModulePoint("model.layers.0", "input"),
         **{f"layers.{{layer}}.{ours}": ModulePoint(module) for ours, module in at.items()},
         "layers.{layer}.query": ModulePoint(attention, "query"),
@@ -53,12 +53,9 @@ def decoder_points(norms: Mapping[str, str]) -> dict[str, ModulePoint]:
         "layers.{layer}.residual": ModulePoint(LAYER),
         "final_norm": ModulePoint("model.norm"),
     }
-    return points
 
 
-def decoder_rules(
-    model: ModelSpec, std: float, norms: Mapping[str, str], *, fused: bool = False
-) -> tuple[WeightRule, ...]:
+def decoder_rules(model: ModelSpec, std: float, norms: Mapping[str, str], *, fused: bool = False) -> tuple[WeightRule, ...]:
     """Every weight, in checkpoint order.
 
     std: of the normal distribution that kernels and embeddings start from.  norms: of a layer.  fused: whether query, key and
@@ -76,7 +73,7 @@ def decoder_rules(
         rule("model.embed_tokens.weight", ("embed.embedding",), "vocab embed -> vocab embed", "embedding", embedding,
              aliases=head if model.tie_embeddings else ()),
         *([in_layer["attention_norm"]] if "attention_norm" in in_layer else []),
-        *_attention(model, layer, normal, fused=fused),
+        *_attention(layer, normal, fused=fused),
         *_query_key_norms(model, layer, scale),
         *(in_layer[name] for name in before_mlp),
         *mlp_rules(layer, normal, fused=fused),
@@ -95,12 +92,12 @@ _AT, _TO = f"{LAYER}.self_attn", "layers.attention"
 _MLP, _MLP_TO = f"{LAYER}.mlp", "layers.mlp"
 
 
-def _attention(model: ModelSpec, layer: LayerRule, normal: Initializer, *, fused: bool) -> list[WeightRule]:
+def _attention(layer: LayerRule, normal: Initializer, *, fused: bool) -> list[WeightRule]:
     output = layer(f"{_AT}.o_proj.weight", (f"{_TO}.output.kernel",),
                    "embed (heads head_dim) -> heads head_dim embed", "kernel", normal)  # fmt: skip
     if fused:
         paths = (f"{_TO}.query.kernel", f"{_TO}.key.kernel", f"{_TO}.value.kernel")
-        pattern = " | ".join((_HEADS, _KV_HEADS, _KV_HEADS))
+        pattern = f"{_HEADS} | {_KV_HEADS} | {_KV_HEADS}"
         return [output, layer(f"{_AT}.qkv_proj.weight", paths, pattern, "kernel", normal)]
     return [
         layer(f"{_AT}.q_proj.weight", (f"{_TO}.query.kernel",), _HEADS, "kernel", normal),

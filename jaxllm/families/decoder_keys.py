@@ -132,7 +132,6 @@ class DecoderKeys(HuggingFaceKeys):
         }
         return AttentionSpec(**{**common, **more})
 
-
     def model(self, attentions: tuple[AttentionSpec, ...], activation: ActivationName, **more: Any) -> ModelSpec:
         """The ModelSpec: gated MLPs and root-mean-square norms, and what the family adds or changes."""
         common = {

@@ -29,7 +29,9 @@ class GemmaKeys(DecoderKeys):
     tie_word_embeddings: bool = True
     attention_bias: bool = False
 
-    def gemma(self, place: NormPlace, attentions: tuple[AttentionSpec, ...], activation: ActivationName, **more: Any) -> ModelSpec:
+    def gemma(
+        self, place: NormPlace, attentions: tuple[AttentionSpec, ...], activation: ActivationName, **more: Any
+    ) -> ModelSpec:
         """The ModelSpec of a Gemma with its norms in this place."""
         norm = NormSpec("rms", self.rms_norm_eps, place, unit_offset=True, rounds_late=True)
         return self.model(attentions, activation, norm=norm, embedding_scale=self.hidden_size**0.5, **more)

@@ -86,7 +86,9 @@ class RopeParameters(HuggingFaceKeys):
         for name in ("short_factor", "long_factor"):
             factors = getattr(self, name)
             if factors is not None and len(factors) != rotated // 2:
-                raise ValueError(f"{name} has {len(factors)} numbers; heads that rotate {rotated} dimensions need {rotated // 2}")
+                raise ValueError(
+                    f"{name} has {len(factors)} numbers; heads that rotate {rotated} dimensions need {rotated // 2}"
+                )
         if self.rope_type == "dynamic" and rotated < 4:
             raise ValueError(f'rope_type "dynamic" needs at least 4 rotated dimensions of a head, not {rotated}')
 

@@ -50,8 +50,8 @@ class AttentionSpec:
 
     causal: a token sees nothing later.  window: it sees itself and the `window - 1` tokens before it; None: all of them.
     softcap: scores s become softcap * tanh(s / softcap) before the mask (arXiv:2408.00118); None: they stay.
-    rope: rotary positions, if there are any.  query_key_norm: queries and keys are normalised before they are rotated, each head
-    by itself with one scale for all of them, or over all heads together.
+    rope: rotary positions, if there are any.  query_key_norm: queries and keys are normalised before they are rotated, each
+    head by itself with one scale for all of them, or over all heads together.
     """
 
     heads: int

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxllm.families import WeightRule, flax_leaves, flatten
+from jaxllm.families import WeightRule, flatten, flax_leaves
 from jaxllm.families.weights import Leaf
 from jaxllm.jax_backend.network import Params
 from jaxllm.jax_backend.offload import to_device

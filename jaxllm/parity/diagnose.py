@@ -208,7 +208,7 @@ class Bench:
                 halves = np.concatenate([x_BSHD[..., 0:kept:2], x_BSHD[..., 1:kept:2], x_BSHD[..., kept:]], -1)
                 turned = _rotated(rope, halves, positions_BS, length)
                 first, second = np.split(turned[..., :kept], 2, -1)
-                pairs = np.stack([first, second], -1).reshape(first.shape[:-1] + (kept,))
+                pairs = np.stack([first, second], -1).reshape((*first.shape[:-1], kept))
                 yield "rotary positions that pair neighbours (2i, 2i + 1)", np.concatenate([pairs, turned[..., kept:]], -1)
         yield "no rotary positions", x_BSHD
 

@@ -20,7 +20,7 @@ Mask: TypeAlias = torch.Tensor | dict[str, torch.Tensor]
 
 
 def attention_implementation(model: Model, wanted: str) -> str:
-    """transformers' name of the attention that a model runs with.  ConfigError when it cannot run with the one asked for."""
+    """Transformers' name of the attention that a model runs with.  ConfigError when it cannot run with the one asked for."""
     softcap = model.spec.attention.softcap
     if wanted == "auto":
         return "sdpa" if softcap is None else "eager"

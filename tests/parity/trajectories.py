@@ -72,7 +72,12 @@ def make_run(
             "seed": 5,
             "model": MODELS[family],
             "data": {"tokenizer": {"train": "bpe", "vocab_size": VOCABULARY}, "sequence_length": LENGTH},
-            "optimizer": {"learning_rate": 1e-3, "clip_norm": CLIP_NORMS.get(family, 1.0), "betas": [0.9, 0.95], "weight_decay": 0.1},
+            "optimizer": {
+                "learning_rate": 1e-3,
+                "clip_norm": CLIP_NORMS.get(family, 1.0),
+                "betas": [0.9, 0.95],
+                "weight_decay": 0.1,
+            },
             "schedule": {"kind": "cosine", "warmup_steps": 4},
             "training": {
                 "steps": steps,

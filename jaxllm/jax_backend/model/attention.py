@@ -60,9 +60,7 @@ class Attention(nnx.Module):
         self.key_norm = _heads_norm(spec, norm, "kv_heads", kv_heads, runtime)
         self.runtime = runtime
 
-    def __call__(
-        self, x_BSE: jax.Array, spec: AttentionSpec, context: Context, cache: CacheT
-    ) -> tuple[jax.Array, CacheT]:
+    def __call__(self, x_BSE: jax.Array, spec: AttentionSpec, context: Context, cache: CacheT) -> tuple[jax.Array, CacheT]:
         """spec: of this layer, of the same heads as the module."""
         constrain = self.runtime.layout.constrain
         x_BSE = constrain(x_BSE, "batch", "sequence", "hidden")

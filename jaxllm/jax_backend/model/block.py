@@ -29,9 +29,7 @@ class Block(nnx.Module):
         self.residual_dropout = spec.residual_dropout
         self.layout = runtime.layout
 
-    def __call__(
-        self, x_BSE: jax.Array, attention: AttentionSpec, context: Context, cache: CacheT
-    ) -> tuple[jax.Array, CacheT]:
+    def __call__(self, x_BSE: jax.Array, attention: AttentionSpec, context: Context, cache: CacheT) -> tuple[jax.Array, CacheT]:
         """attention: this layer's own."""
         rate, tap, key, index_S = self.residual_dropout, context.tap, context.key, context.visibility.query_index
         normed_BSE = x_BSE if self.attention_norm is None else tap("attention_norm", self.attention_norm(x_BSE))

@@ -36,7 +36,11 @@ CASES: dict[str, dict[str, Any]] = {
     "gpt2": GPT2,
     "gpt2-untied": {**GPT2, "tie_word_embeddings": False},
     "gpt2-inner": {**GPT2, "n_inner": 100},
-    **{family: {"family": family, **keys, "vocab_size": 103} for family, keys in TINY.items() if family not in ("llama", "gpt2")},
+    **{
+        family: {"family": family, **keys, "vocab_size": 103}
+        for family, keys in TINY.items()
+        if family not in ("llama", "gpt2")
+    },
     "mistral-whole": {"family": "mistral", **TINY["mistral"], "vocab_size": 103, "sliding_window": None, "head_dim": None},
     "qwen2-untied": {"family": "qwen2", **TINY["qwen2"], "vocab_size": 103, "tie_word_embeddings": False},
     "phi3-tied": {"family": "phi3", **TINY["phi3"], "vocab_size": 103, "tie_word_embeddings": True},
