@@ -169,7 +169,7 @@ def test_what_llama_refuses(keys: dict[str, Any], key: str, message: str) -> Non
         ("gemma2", {"sliding_window": None}, "model",
          "layer_types has sliding_attention, but sliding_window is null; give the window's size"),
         ("qwen3", {"layer_types": ["chunked_attention"] * 2}, "model.layer_types[0]",
-         '"chunked_attention" is not allowed; allowed: "full_attention", "sliding_attention"'),
+         '"chunked_attention" is not allowed; did you mean "full_attention"? (allowed: "full_attention", "sliding_attention"'),
         ("olmo2", {"quantization_config": {"bits": 4}}, "model.quantization_config",
          "quantised weights are not supported; start from the checkpoint they were made from"),
         ("qwen2", {"auto_map": {"AutoModel": "x.Y"}}, "model.auto_map",
@@ -239,7 +239,7 @@ def test_from_a_folder_of_transformers(tmp_path: Path) -> None:
         ('{"model_type": "mamba"}', True, "config.json is of family 'mamba', which jaxllm does not have"),
         ('{"model_type": "llama"}', False, "holds no *.safetensors weights; convert it with save_pretrained"),
         ('{"model_type": "llama", "quantization_config": {}}', True,
-         "config.json quantization_config: quantised weights are not supported; start from the checkpoint they were made from"),
+         "config.json: quantization_config: quantised weights are not supported; start from"),
     ],
 )  # fmt: skip
 def test_from_a_folder_that_cannot_be_used(tmp_path: Path, config: str | None, weights: bool, said: str) -> None:
