@@ -1,0 +1,62 @@
+"""Every full-size config builds on both sides, without a weight, with the parameters that transformers has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import transformers
+
+from jaxllm.config import load_run
+from jaxllm.families import FAMILIES, Model, flatten, flax_leaves, resolve_model
+
+torch = pytest.importorskip("torch", reason="needs the deepspeed extra")
+
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
+
+# Parameters of the published checkpoints, tied weights once, as their model cards or safetensors indices have them.
+PUBLISHED = {
+    "llama3-8b": 8_030_261_248,
+    "llama3.2-1b": 1_235_814_400,
+    "mistral-7b": 7_241_732_096,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen3-0.6b": 596_049_920,
+    "gemma-2b": 2_506_172_416,
+    "gemma2-2b": 2_614_341_888,
+    "gemma3-1b": 999_885_952,
+    "phi3-mini-4k": 3_821_079_552,
+    "olmo2-1b": 1_484_916_736,
+}
+
+
+def model_of(config: Path) -> Model:
+    run = load_run(config).config
+    given = run.model.huggingface
+    return resolve_model(run.model, given.get("vocab_size", 4096), None, weights=False)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+def test_a_full_size_model_has_the_parameters_of_transformers_on_both_sides(config: Path) -> None:
+    from jaxllm.jax_backend.mesh import single_device_mesh
+    from jaxllm.jax_backend.model.runtime import Runtime
+    from jaxllm.jax_backend.network import build_network
+    from jaxllm.jax_backend.precision import policy_of
+    from jaxllm.jax_backend.sharding import Layout
+
+    model = model_of(config)
+    described = dict(model.huggingface_config)
+    built = transformers.AutoConfig.for_model(**described)
+    with torch.device("meta"):
+        reference = getattr(transformers, described["architectures"][0])(built)
+    theirs = {name: tuple(parameter.shape) for name, parameter in reference.named_parameters()}
+    assert {name: rule.shape for name, rule, _ in flatten(model.rules)} == theirs
+    assert model.parameters == sum(parameter.numel() for parameter in reference.parameters())
+    network = build_network(model.spec, Runtime(policy_of("bf16"), Layout(single_device_mesh())))
+    shapes = {path: shape.shape for path, shape in network.shapes.items()}
+    assert shapes == {leaf.path: leaf.shape for leaf in flax_leaves(model.rules)}
+    if config.stem in PUBLISHED:
+        assert model.parameters == PUBLISHED[config.stem]
+
+
+def test_every_family_has_a_run_file_to_start_from() -> None:
+    assert {model_of(config).family for config in CONFIGS} == FAMILIES.keys()
