@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from jaxllm.config.schema import BackendName, RunConfig
 from jaxllm.data.batch import Batch, Shard
 from jaxllm.errors import BackendError
+from jaxllm.families import Model
 from jaxllm.run import Run
 from jaxllm.state.training_state import Progress, TrainingState
 
@@ -168,6 +169,17 @@ def create_probe(name: BackendName) -> Probe:
     from jaxllm.torch_backend.probe import TorchProbe
 
     return TorchProbe()
+
+
+def check_layout(config: RunConfig, model: Model, devices: int | None) -> None:
+    """ConfigError when the backend of the run file cannot combine what it asks for, as far as is known without devices.
+
+    devices: how many there will be; None: as many as the mesh needs.
+    """
+    if config.backend == "deepspeed":
+        from jaxllm.torch_backend.combinations import check_combinations
+
+        check_combinations(config, model, devices)
 
 
 def wanted_processes(config: RunConfig, processes: int | None) -> int:

@@ -23,6 +23,8 @@ def on_one_device(run: Run) -> Run:
     single = {
         "parallel": ParallelConfig(data=1),
         "jax": config.jax.model_copy(update={"cpu_devices": 1}),
-        "deepspeed": config.deepspeed.model_copy(update={"zero_stage": 0}),
+        "deepspeed": config.deepspeed.model_copy(
+            update={"zero_stage": 0, "offload_optimizer": "none", "offload_param": "none"}
+        ),
     }
     return replace(run, config=config.model_copy(update=single))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxllm.backend import check_layout
 from jaxllm.config import BatchPlan, RunConfig, data_parallel, resolve_batch, tokens_per_step, total_steps
 from jaxllm.families import Model, check_sequence_length, resolve_model
 from jaxllm.metrics.flops import flops_per_token
@@ -74,12 +75,14 @@ def _local_tokenizer(name: str) -> tuple[int | None, int | None]:
 
 
 def summarize(config: RunConfig, model: Model, devices: int | None = None) -> RunSummary:
-    """Count, and check what needs no device: ConfigError for a batch, mesh, schedule or sequence length that does not fit.
+    """Count, and check what needs no device.
 
+    ConfigError for a batch, mesh, schedule or sequence length that does not fit, and for what the backend cannot combine.
     devices: default, the fewest that the mesh allows.
     """
     check_sequence_length(model, config)
     check_schedule(total_steps(config), config.schedule)
+    check_layout(config, model, devices)
     devices = devices or fewest_devices(config)
     groups = data_parallel(config.parallel, devices)
     tokens = total_steps(config) * tokens_per_step(config)

@@ -41,7 +41,7 @@ def train(
     jaxllm train configs/quickstart.yaml --backend deepspeed --processes 2
     jaxllm train configs/quickstart.yaml --resume
     """
-    from jaxllm.backend import create_backend, in_group, launch, wanted_processes
+    from jaxllm.backend import check_layout, create_backend, in_group, launch, wanted_processes
     from jaxllm.config import data_parallel, load_run, resolve_batch
     from jaxllm.errors import ConfigError
     from jaxllm.training import prepare, train
@@ -64,6 +64,7 @@ def train(
         if not worker:
             count = wanted_processes(config, processes)
             if config.backend == "deepspeed":  # one process for each device, so that the layout is known already
+                check_layout(config, plan.run.model, count)
                 resolve_batch(config, data_parallel(config.parallel, count))
             if count > 1:
                 sys.exit(launch(config.backend, sys.argv[1:], count))

@@ -337,6 +337,12 @@ class DeepSpeedConfig(Section):
     attention: Literal["auto", "sdpa", "eager"] = Field(
         "auto", description="Attention of the Hugging Face model; auto: sdpa, or eager where a model caps its scores."
     )
+    offload_optimizer: Literal["none", "cpu"] = Field(
+        "none", description="cpu: masters, moments and their update in host memory; needs zero_stage 1, 2 or 3."
+    )
+    offload_param: Literal["none", "cpu"] = Field(
+        "none", description="cpu: parameters in host memory until a layer needs them; needs zero_stage 3."
+    )
     activation_checkpointing: bool = Field(False, description="Recompute each layer in the backward pass.")
     torch_compile: bool = Field(False, description="Compile the model with torch.compile.")
 

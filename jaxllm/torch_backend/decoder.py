@@ -17,7 +17,8 @@ from jaxllm.torch_backend.visibility import fix_rope_length
 class TorchDecoder:
     """A `jaxllm.backend.Decoder`.
 
-    At ZeRO stage 3 each process holds a part of the weights, so every process must feed the same tokens.
+    Under tensor parallelism and at ZeRO stage 3 each process holds a part of the weights, so every process must feed the same
+    tokens.
     """
 
     def __init__(self, engine: Engine, device: torch.device, max_length: int) -> None:
@@ -45,7 +46,7 @@ class TorchDecoder:
             raise BackendError(f"a decoder for {self._max_length} tokens was given token {stop}; ask for a longer one")
         ids_BS = torch.tensor([tokens], dtype=torch.int64, device=self._device)
         positions_BS = torch.arange(self._length, stop, device=self._device)[None]
-        with mode(self._engine.model, training=False), self._engine.numerics():
+        with mode(self._engine.model, training=False), self._engine.numerics(), self._engine.whole_sequences():
             fix_rope_length(self._engine.model, self._max_length)
             output = self._engine.model(
                 input_ids=ids_BS, position_ids=positions_BS, past_key_values=self._cache, use_cache=True, logits_to_keep=1

@@ -5,20 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from jaxllm.config.batch import BatchPlan
-from jaxllm.config.schema import RunConfig
+from jaxllm.config.schema import DeepSpeedConfig, RunConfig
+from jaxllm.torch_backend.mesh import Mesh
 
 _NEVER = 10**12
 
 
-def deepspeed_config(config: RunConfig, plan: BatchPlan) -> dict[str, Any]:
+def deepspeed_config(config: RunConfig, plan: BatchPlan, mesh: Mesh) -> dict[str, Any]:
     """What `deepspeed.initialize` gets.
 
-    The optimiser is not part of it: jaxllm hands DeepSpeed a torch AdamW with its decay groups.
+    The optimiser is not part of it: jaxllm hands DeepSpeed a torch AdamW with its decay groups, on the CPU too.  Sequence
+    parallelism is not part of it either: to ZeRO the processes that share a sequence are replicas like any other, so that the
+    batch it is told of counts every row once for each of them.
     """
     stage = config.deepspeed.zero_stage
     clip = config.optimizer.clip_norm or 0.0
     return {
-        "train_batch_size": config.training.global_batch,
+        "train_batch_size": plan.micro_batch * plan.accumulation * mesh.replicas,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
         "managed_gradient_accumulation": True,
@@ -30,8 +33,10 @@ def deepspeed_config(config: RunConfig, plan: BatchPlan) -> dict[str, Any]:
         "data_types": {"grad_accum_dtype": "fp32"},
         "fp16": {"enabled": False},
         "bf16": _bf16(config),
-        "zero_optimization": _zero(stage),
+        "zero_optimization": _zero(config.deepspeed, mesh),
         "zero_allow_untested_optimizer": False,
+        "zero_force_ds_cpu_optimizer": False,
+        "tensor_parallel": {"autotp_size": mesh.tensor, "vocab_parallel_lm_head": False, "tp_overlap_comm": False},
         "steps_per_print": _NEVER,
         "wall_clock_breakdown": False,
         "memory_breakdown": False,
@@ -51,7 +56,8 @@ def _bf16(config: RunConfig) -> dict[str, bool]:
     }
 
 
-def _zero(stage: int) -> dict[str, Any]:
+def _zero(config: DeepSpeedConfig, mesh: Mesh) -> dict[str, Any]:
+    stage = config.zero_stage
     common: dict[str, Any] = {
         "stage": stage,
         "contiguous_gradients": True,
@@ -64,8 +70,14 @@ def _zero(stage: int) -> dict[str, Any]:
         "elastic_checkpoint": False,
         "ignore_unused_parameters": False,
     }
+    # Page-locked memory is what a GPU copies from and to without waiting.
+    on_cpu = {"device": "cpu", "pin_memory": mesh.group.device.type == "cuda"}
+    if config.offload_optimizer != "none":
+        common["offload_optimizer"] = {**on_cpu, "ratio": 1.0}
     if stage < 3:
         return common
+    if config.offload_param != "none":
+        common["offload_param"] = on_cpu
     return {
         **common,
         "sub_group_size": 1_000_000_000,

@@ -6,24 +6,26 @@ Both are driven by the same micro-batch loop (`jaxllm.torch_backend.step`).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
+from torch.nn import Parameter
 
 from jaxllm.config.batch import BatchPlan
-from jaxllm.errors import ConfigError
 from jaxllm.families import flatten
 from jaxllm.run import Run
 from jaxllm.torch_backend.deepspeed_config import deepspeed_config
 from jaxllm.torch_backend.float64 import true_float64
-from jaxllm.torch_backend.group import Group
 from jaxllm.torch_backend.libraries import import_deepspeed
 from jaxllm.torch_backend.masters import MasterWeights
+from jaxllm.torch_backend.mesh import Mesh
 from jaxllm.torch_backend.model import ModelInputs, build_model
 from jaxllm.torch_backend.optimizer import ClippedAdamW, adamw, parameter_groups
+from jaxllm.torch_backend.tensor_parallel import ShardedStore, Split, split_model
 from jaxllm.torch_backend.transfer import FragmentStore, PartitionStore, ReplicatedStore, Store
+from jaxllm.torch_backend.ulysses import share_sequences, whole_sequences
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
@@ -47,8 +49,12 @@ class Engine(Protocol):
         """The context in which the model and the loss are computed."""
         ...
 
+    def whole_sequences(self) -> AbstractContextManager[None]:
+        """The context in which the model takes whole sequences, though processes share them in training."""
+        ...
+
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of world * loss to what is accumulated; the update takes the mean over processes."""
+        """Add the gradient of replicas * loss to what is accumulated; the update takes the mean over replicas."""
         ...
 
     def update(self, learning_rate: float) -> torch.Tensor:
@@ -67,19 +73,18 @@ def forward(engine: Engine, inputs: ModelInputs) -> torch.Tensor:
     return logits
 
 
-def create_engine(run: Run, group: Group, plan: BatchPlan, training: bool) -> Engine:
+def create_engine(run: Run, mesh: Mesh, plan: BatchPlan, training: bool) -> Engine:
     """The engine a run asks for, its weights not yet filled."""
-    config = run.config.deepspeed
-    if run.config.training.precision != "fp64":
-        return DeepSpeedEngine(run, group, plan) if training else PlainEngine(run, group, training)
-    for key, value, wanted in (("zero_stage", config.zero_stage, 0), ("torch_compile", config.torch_compile, False)):
-        if training and value != wanted:
-            raise ConfigError(
-                f"deepspeed.{key}",
-                f"{str(value).lower()} cannot be combined with precision fp64, which runs in plain torch; "
-                f"set it to {str(wanted).lower()}",
-            )
-    return PlainEngine(run, group, training)
+    if training and run.config.training.precision != "fp64":
+        return DeepSpeedEngine(run, mesh, plan)
+    return PlainEngine(run, mesh, training)
+
+
+def _divide(model: Any, mesh: Mesh) -> dict[str, Split]:
+    """Let processes share the model's sequences and tensors as the mesh says; how each divided tensor is cut, by name."""
+    if mesh.context > 1:
+        share_sequences(model, mesh)
+    return split_model(model, mesh) if mesh.tensor > 1 else {}
 
 
 def _prepare(model: Any, run: Run) -> None:
@@ -88,24 +93,32 @@ def _prepare(model: Any, run: Run) -> None:
         model.activation_checkpointing_enable({"use_reentrant": False})
 
 
+def _parameters(run: Run, named: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """The parameters in checkpoint order."""
+    return {name: named[name] for name, _, _ in flatten(run.model.rules)}
+
+
 class PlainEngine:
     """torch without DeepSpeed: float64 training, and probes, evaluation or generation in any precision.
 
     It trains as a DeepSpeed engine does at stage 0, with fp32 masters over a bf16 model.
     """
 
-    def __init__(self, run: Run, group: Group, training: bool) -> None:
+    def __init__(self, run: Run, mesh: Mesh, training: bool) -> None:
         config = run.config
         self.dtype = _DTYPES[config.training.precision]
-        self._group = group
+        self._mesh = mesh
+        self._kernel = config.deepspeed.attention
         with self.numerics():
-            self._model = build_model(run.model, config.deepspeed.attention, self.dtype, group.device)
+            self._model = build_model(run.model, self._kernel, self.dtype, mesh.group.device)
+        splits = _divide(self._model, mesh)
         self._masters = MasterWeights(self._model) if training and self.dtype == torch.bfloat16 else None
         named = dict(self._model.named_parameters()) if self._masters is None else self._masters.named_masters()
-        self._parameters = {name: named[name] for name, _, _ in flatten(run.model.rules)}
+        self._parameters = _parameters(run, named)
         groups = parameter_groups(self._parameters, run.model.rules, config.optimizer)
-        self._optimizer = ClippedAdamW(groups, config.optimizer)
-        self._store = ReplicatedStore(self._parameters, self._optimizer, self._masters)
+        self._optimizer = ClippedAdamW(groups, config.optimizer, mesh, [self._parameters[name] for name in splits])
+        store = ReplicatedStore(self._parameters, self._optimizer, self._masters)
+        self._store: Store = ShardedStore(store, splits, mesh) if splits else store
         if training:
             _prepare(self._model, run)
 
@@ -120,6 +133,9 @@ class PlainEngine:
     def numerics(self) -> AbstractContextManager[None]:
         return true_float64() if self.dtype == torch.float64 else nullcontext()
 
+    def whole_sequences(self) -> AbstractContextManager[None]:
+        return whole_sequences(self._model, self._kernel)
+
     def backward(self, loss: torch.Tensor) -> None:
         with self.numerics():  # activation checkpointing runs the model again in here
             loss.backward()  # type: ignore[no-untyped-call]
@@ -127,7 +143,7 @@ class PlainEngine:
     def update(self, learning_rate: float) -> torch.Tensor:
         for parameter in self._parameters.values():
             if parameter.grad is not None:
-                self._group.sum(parameter.grad).mul_(1.0 / self._group.world)
+                self._mesh.sum(parameter.grad).mul_(1.0 / self._mesh.replicas)
         _set_learning_rate(self._optimizer, learning_rate)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -152,21 +168,28 @@ class DeepSpeedEngine:
 
     dtype: torch.dtype
 
-    def __init__(self, run: Run, group: Group, plan: BatchPlan) -> None:
+    def __init__(self, run: Run, mesh: Mesh, plan: BatchPlan) -> None:
         deepspeed = import_deepspeed()
         config = run.config
         self.dtype = _DTYPES[config.training.precision]
         self._stage = config.deepspeed.zero_stage
-        settings = deepspeed_config(config, plan)
-        with self._partitioned(deepspeed, settings):
-            model = build_model(run.model, config.deepspeed.attention, self.dtype, group.device)
+        self._kernel = config.deepspeed.attention
+        settings = deepspeed_config(config, plan, mesh)
+        with self._partitioned(deepspeed, settings, mesh):
+            model = build_model(run.model, self._kernel, self.dtype, mesh.group.device)
+        splits = _divide(model, mesh)
         _prepare(model, run)
+        self._network = model
         self._masters = MasterWeights(model) if self._stage == 0 and self.dtype == torch.bfloat16 else None
         named = dict(model.named_parameters()) if self._masters is None else self._masters.named_masters()
-        self._parameters = {name: named[name] for name, _, _ in flatten(run.model.rules)}
+        self._parameters = _parameters(run, named)
         groups = parameter_groups(self._parameters, run.model.rules, config.optimizer)
-        optimizer = ClippedAdamW(groups, config.optimizer) if self._stage == 0 else adamw(groups, config.optimizer)
+        sharded = [self._parameters[name] for name in splits]
+        optimizer = (
+            ClippedAdamW(groups, config.optimizer, mesh, sharded) if self._stage == 0 else adamw(groups, config.optimizer)
+        )
         trained = model if self._masters is None else self._masters
+        trained.ds_autotp_parsed = True  # `_divide` has done it
         with warnings.catch_warnings():
             # It imports parts of itself and of torch only now, which are deprecated by other parts of torch.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -174,10 +197,11 @@ class DeepSpeedEngine:
         self._engine = initialized[0]
         if config.deepspeed.torch_compile:
             (self._engine if self._masters is None else model).compile()
-        self._store = self._make_store(group)
+        store = self._make_store(mesh)
+        self._store: Store = ShardedStore(store, splits, mesh) if splits else store
 
     @contextmanager
-    def _partitioned(self, deepspeed: Any, settings: dict[str, Any]) -> Iterator[None]:
+    def _partitioned(self, deepspeed: Any, settings: dict[str, Any], mesh: Mesh) -> Iterator[None]:
         """At stage 3 each weight is cut into parts as soon as it is made, so that no process ever holds the whole model."""
         if self._stage < 3:
             yield
@@ -188,15 +212,16 @@ class DeepSpeedEngine:
 
         # By default every new tensor is also cast to the parameters' dtype, which would round the rotary frequencies to bf16.
         only_device = [DeepSpeedTensorOverride.device]
-        with deepspeed.zero.Init(config_dict_or_path=settings, tensor_overrides=only_device):
+        group = mesh.replica_group
+        with deepspeed.zero.Init(data_parallel_group=group, config_dict_or_path=settings, tensor_overrides=only_device):
             yield
 
-    def _make_store(self, group: Group) -> Store:
+    def _make_store(self, mesh: Mesh) -> Store:
         optimizer = self._engine.optimizer
         if self._stage == 0:
             return ReplicatedStore(self._parameters, optimizer, self._masters)
         if self._stage == 3:
-            return PartitionStore(self._parameters, optimizer, group.rank)
+            return PartitionStore(self._parameters, optimizer, mesh.replica_index)
         # Stage 1 in bf16 is another class of DeepSpeed's, with another name for the same buffers.
         names = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition")
         flat = next(getattr(optimizer, name) for name in names if hasattr(optimizer, name))
@@ -212,6 +237,9 @@ class DeepSpeedEngine:
 
     def numerics(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def whole_sequences(self) -> AbstractContextManager[None]:
+        return whole_sequences(self._network, self._kernel)
 
     def backward(self, loss: torch.Tensor) -> None:
         self._engine.backward(loss, scale_wrt_gas=False)

@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import distributed
 
+from jaxllm.errors import BackendError
 from jaxllm.torch_backend.libraries import import_deepspeed
 from jaxllm.torch_backend.rendezvous import adopt_slurm, die_with_launcher, in_group
+
+# What gloo and NCCL say of a process that is gone.
+_GONE = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Timed out waiting")
+
+
+@contextmanager
+def with_peers() -> Iterator[None]:
+    """Within it (or in a function it decorates), the death of another process is a BackendError instead of a stack of calls."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _GONE):
+            raise
+        raise BackendError(
+            "another process of the run has ended or is out of reach, and this one cannot go on without it; "
+            "see what that process said, and go on from the newest checkpoint with --resume"
+        ) from None
 
 
 @dataclass(frozen=True)

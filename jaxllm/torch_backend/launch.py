@@ -93,7 +93,7 @@ class _Agent(threading.Thread):
             elastic_launch(config, self._command[0])(*self._command[1:])
         except ChildFailedError as error:
             self._failures = error.failures
-            self._first_failure = error.get_first_failure()[0]
+            self._first_failure = _first(error.failures, error.get_first_failure()[0])
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
             self._error = error
 
@@ -128,9 +128,11 @@ class _Agent(threading.Thread):
             raise self._error
         if self._first_failure is None:
             return 0
-        if self._first_failure != 0:
-            sys.stderr.write(self._last_words(self._first_failure))
         code = int(self._failures[self._first_failure].exitcode)
+        if code < 0:
+            sys.stderr.write(_killed(self._first_failure, -code))
+        elif self._first_failure != 0:
+            sys.stderr.write(self._last_words(self._first_failure))
         return code if code >= 0 else 128 - code
 
     def _last_words(self, rank: int) -> str:
@@ -141,6 +143,20 @@ class _Agent(threading.Thread):
         if rank_0 is not None and rank_0.exitcode > 0 and "Traceback" not in text:
             return ""
         return "".join(f"[rank {rank}] {line}\n" for line in text.splitlines()) or f"[rank {rank}] ended without a word\n"
+
+
+def _first(failures: Mapping[int, Any], earliest: int) -> int:
+    """The rank whose failure is the cause: one that was killed, since the others fail for missing it; else the earliest."""
+    return next((rank for rank, failure in sorted(failures.items()) if failure.exitcode == -signal.SIGKILL), earliest)
+
+
+def _killed(rank: int, number: int) -> str:
+    """What to tell of a worker that could not tell anything itself."""
+    memory = ", as Linux does when memory runs out" if number == signal.SIGKILL else ""
+    return (
+        f"error: process {rank} of the run was killed by {signal.Signals(number).name}{memory}, and the others ended with it; "
+        "go on from the newest checkpoint with --resume\n"
+    )
 
 
 def _quiet_elastic_logs() -> None:

@@ -40,6 +40,15 @@ def build_model(model: Model, attention: AttentionKernel, dtype: torch.dtype, de
     return built
 
 
+def import_model(model: Model) -> None:
+    """Load the modelling code of the family, so that its memory does not count as the model's."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    keys = dict(model.huggingface_config)
+    config = AutoConfig.for_model(str(keys.pop("model_type")), **keys)
+    AutoModelForCausalLM._model_mapping[type(config)]  # noqa: SLF001 - imports the class
+
+
 def _whole_shape(parameter: Parameter) -> torch.Size:
     """Shape of a parameter, also where DeepSpeed has already cut it into partitions."""
     return getattr(parameter, "ds_shape", parameter.shape)
@@ -67,7 +76,7 @@ class ModelInputs:
     """What the model and the loss read, on the device.
 
     tokens_BS, targets_BS, positions_BS (int64); weights_BS (float32, or float64 in an fp64 run); mask_B1QK: for each query
-    which keys it may attend to.
+    which keys it may attend to.  Under sequence parallelism S are this process's tokens, Q and K those of whole sequences.
     """
 
     tokens: torch.Tensor
@@ -77,14 +86,16 @@ class ModelInputs:
     weights: torch.Tensor
 
 
-def model_inputs(batch: Batch, attention: AttentionKernel, dtype: torch.dtype, device: torch.device) -> ModelInputs:
-    """A (micro-)batch on the device.  dtype: of the activations."""
+def model_inputs(
+    batch: Batch, attention: AttentionKernel, dtype: torch.dtype, device: torch.device, columns: slice | None = None
+) -> ModelInputs:
+    """A (micro-)batch on the device.  dtype: of the activations.  columns: the tokens of this process; default, all."""
+    mine = slice(None) if columns is None else columns
     tokens, positions, targets = (
-        torch.from_numpy(array).to(device, torch.int64) for array in (batch.inputs, batch.positions, batch.targets)
+        torch.from_numpy(array[:, mine]).to(device, torch.int64) for array in (batch.inputs, batch.positions, batch.targets)
     )
-    weights = torch.from_numpy(batch.weights.astype(np.float64 if dtype == torch.float64 else np.float32, copy=False)).to(
-        device
-    )
+    real = np.float64 if dtype == torch.float64 else np.float32
+    weights = torch.from_numpy(batch.weights[:, mine].astype(real, copy=False)).to(device)
     mask = packed_mask(torch.from_numpy(batch.segments).to(device), attention, dtype)
     return ModelInputs(tokens, positions, mask, targets, weights)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch.nn import Parameter
 
 from jaxllm.config.schema import OptimizerConfig
 from jaxllm.families import WeightRule, flatten
+from jaxllm.torch_backend.mesh import Mesh
 
 
 def parameter_groups(
@@ -33,12 +34,16 @@ class ClippedAdamW(torch.optim.AdamW):
     """AdamW that clips by the global norm and leaves everything as it is when that norm is not finite.
 
     DeepSpeed has no such guard at stage 0.  After `step`, `_global_grad_norm` and `overflow` say what happened: the names that
-    a DeepSpeed engine reads from an optimiser.
+    a DeepSpeed engine reads from an optimiser.  sharded: the parameters of which this process has a tensor-parallel shard.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], config: OptimizerConfig) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], config: OptimizerConfig, mesh: Mesh, sharded: Collection[Parameter] = ()
+    ) -> None:
         super().__init__(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
         self._clip_norm = config.clip_norm
+        self._mesh = mesh
+        self._sharded = {id(parameter) for parameter in sharded}
         self._global_grad_norm = torch.zeros(())
         self.overflow = False
 
@@ -46,7 +51,7 @@ class ClippedAdamW(torch.optim.AdamW):
     def step(self, closure: Any = None) -> Any:
         """One update, or none when the gradient norm is NaN or infinite."""
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = self._norm(parameters)
         self._global_grad_norm = norm
         self.overflow = not bool(torch.isfinite(norm))
         if self.overflow:
@@ -55,3 +60,14 @@ class ClippedAdamW(torch.optim.AdamW):
             # Factor min(1, clip_norm / (norm + 1e-6)).
             torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
         return super().step(closure)
+
+    def _norm(self, parameters: Sequence[Parameter]) -> torch.Tensor:
+        """The norm of the gradient of the whole model (collective)."""
+        total_norm = torch.nn.utils.get_total_norm
+        if not self._sharded:
+            return total_norm([p.grad for p in parameters if p.grad is not None])
+        whole, shards = (
+            total_norm([p.grad for p in parameters if p.grad is not None and (id(p) in self._sharded) is wanted]).double()
+            for wanted in (False, True)
+        )
+        return (whole.square() + self._mesh.sum_shards(shards.square())).sqrt().to(parameters[0].dtype)

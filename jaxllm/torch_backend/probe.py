@@ -20,6 +20,7 @@ from jaxllm.state.training_state import TensorReader
 from jaxllm.torch_backend.capture import capture as capture_points
 from jaxllm.torch_backend.engine import PlainEngine
 from jaxllm.torch_backend.group import alone
+from jaxllm.torch_backend.mesh import single
 from jaxllm.torch_backend.model import mode
 from jaxllm.torch_backend.step import Loop
 from jaxllm.torch_backend.transfer import Store, load_params
@@ -38,7 +39,7 @@ class TorchProbe:
     name: BackendName = "deepspeed"
 
     def __init__(self) -> None:
-        self._group = alone()
+        self._mesh = single(alone())
         self._loaded: tuple[Run, PlainEngine] | None = None
 
     @property
@@ -52,7 +53,7 @@ class TorchProbe:
         check_shapes(run.model, params)
         self._loaded = None  # frees the model before the next one is made
         torch.set_float32_matmul_precision("highest")  # fp32 means fp32: no TF32
-        engine = PlainEngine(run, self._group, training=True)
+        engine = PlainEngine(run, self._mesh, training=True)
         load_params(engine.store, params)
         self._loaded = run, engine
 
@@ -88,7 +89,7 @@ class TorchProbe:
         config = run.config
         rows = batch.rows if whole else config.training.micro_batch or batch.rows
         plan = BatchPlan(rows, -(-batch.rows // rows))
-        loop = Loop(engine, self._group, plan, config.deepspeed.attention, config.seed)
+        loop = Loop(engine, self._mesh, plan, config.deepspeed.attention, config.seed)
         with mode(engine.model, training=False):
             loss, _ = loop.accumulate(batch, step=0)
         return float(loss)

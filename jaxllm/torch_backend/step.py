@@ -6,14 +6,15 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from jaxllm.backend import EvaluationResult, Hyper, StepResult
 from jaxllm.config.batch import BatchPlan
 from jaxllm.data.batch import Batch
 from jaxllm.torch_backend.engine import Engine, forward
-from jaxllm.torch_backend.group import Group
 from jaxllm.torch_backend.loss import weighted_loss
+from jaxllm.torch_backend.mesh import Mesh
 from jaxllm.torch_backend.model import AttentionKernel, mode, model_inputs
 
 
@@ -22,18 +23,27 @@ class Loop:
     """Drives an engine over batches.  seed: of the run, for dropout."""
 
     engine: Engine
-    group: Group
+    mesh: Mesh
     plan: BatchPlan
     attention: AttentionKernel
     seed: int
 
     def _loss_sum(self, batch: Batch) -> torch.Tensor:
-        inputs = model_inputs(batch, self.attention, self.engine.dtype, self.group.device)
+        columns = self.mesh.tokens(batch.sequence_length)
+        inputs = model_inputs(batch, self.attention, self.engine.dtype, self._device, columns)
         with self.engine.numerics():
             return weighted_loss(forward(self.engine, inputs), inputs.targets, inputs.weights)
 
+    @property
+    def _device(self) -> torch.device:
+        return self.mesh.group.device
+
     def _float64(self, value: float) -> torch.Tensor:
-        return torch.tensor(value, dtype=torch.float64, device=self.group.device)
+        return torch.tensor(value, dtype=torch.float64, device=self._device)
+
+    def _target_tokens(self, batch: Batch) -> float:
+        """Sum of the loss weights of the tokens that this process computes."""
+        return float(batch.weights[:, self.mesh.tokens(batch.sequence_length)].sum(dtype=np.float64))
 
     def step(self, batch: Batch, hyper: Hyper, step: int) -> StepResult:
         """Forward and backward over the micro-batches, then one update."""
@@ -46,20 +56,20 @@ class Loop:
         """Forward and backward over the micro-batches (collective): the loss and the target tokens of the GLOBAL batch.
 
         The loss is divided by the number of target tokens of the GLOBAL batch, which is therefore summed over processes
-        before the first backward pass; the factor `world` undoes the mean that every engine takes over processes.
+        before the first backward pass; the factor `replicas` undoes the mean that every engine takes over them.
         """
-        tokens = self.group.sum(self._float64(batch.target_tokens))
+        tokens = self.mesh.sum(self._float64(self._target_tokens(batch)))
         total = self._float64(0.0)
         micro_batches = list(split(batch, self.plan.micro_batch))
         for number, micro_batch in enumerate(micro_batches):
             self._seed_dropout(step, number)
             loss_sum = self._loss_sum(micro_batch)
             total += loss_sum.detach()
-            loss = loss_sum * (self.group.world / tokens)
+            loss = loss_sum * (self.mesh.replicas / tokens)
             if number == len(micro_batches) - 1:
                 # A loss that is NaN or infinite on any process makes every gradient NaN, and thereby every engine, at every
                 # stage, leaves the update out by its own check of the norm.
-                finite = torch.isfinite(self.group.sum(total))
+                finite = torch.isfinite(self.mesh.sum(total))
                 loss = loss * torch.where(finite, self._float64(1.0), self._float64(torch.nan)).to(loss.dtype)
             self.engine.backward(loss)
         return total / tokens, tokens
@@ -67,18 +77,22 @@ class Loop:
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationResult:
         """Sums over all rows of all processes, without dropout."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.group.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
         with mode(self.engine.model, training=False):
             for batch in batches:
                 for micro_batch in split(batch, self.plan.micro_batch):
                     sums[0] += self._loss_sum(micro_batch)
-                sums[1] += batch.target_tokens
-        loss_sum, tokens = self.group.sum(sums).tolist()
+                sums[1] += self._target_tokens(batch)
+        loss_sum, tokens = self.mesh.sum(sums).tolist()
         return EvaluationResult(loss_sum, tokens)
 
     def _seed_dropout(self, step: int, micro_batch: int) -> None:
-        """Dropout of a micro-batch depends on nothing before it, so that a resumed run continues bit for bit."""
-        words = hashlib.blake2b(f"{self.seed}/{step}/{micro_batch}/{self.group.rank}".encode(), digest_size=8).digest()
+        """Dropout of a micro-batch depends on nothing before it, so that a resumed run continues bit for bit.
+
+        It is the same on the processes of a tensor group, which all compute the same residual stream.
+        """
+        part = f"{self.seed}/{step}/{micro_batch}/{self.mesh.replica_index}"
+        words = hashlib.blake2b(part.encode(), digest_size=8).digest()
         torch.manual_seed(int.from_bytes(words, "little") >> 1)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,23 @@ MODELS: dict[str, dict[str, Any]] = {
         "bos_token_id": 0,
         "eos_token_id": 1,
     },
+    # Heads for two processes, of a size of their own; an MLP and a vocabulary that two processes cannot share evenly.
+    "llama-heads": {
+        "family": "llama",
+        "vocab_size": VOCABULARY,
+        "hidden_size": 20,
+        "head_dim": 6,
+        "intermediate_size": 27,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    },
     "gpt2": {
         "family": "gpt2",
         "vocab_size": VOCABULARY,
@@ -47,6 +66,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "eos_token_id": 1,
     },
 }
+MODELS["llama-tied"] = {**MODELS["llama-heads"], "tie_word_embeddings": True}
+MODELS["gpt2-heads"] = {**MODELS["gpt2"], "n_embd": 20, "n_head": 4}
 
 
 def make_run(
@@ -72,6 +93,59 @@ def make_run(
         }
     )
     return Run(config, resolve_model(config.model), 10)
+
+
+@dataclass(frozen=True)
+class MeshCase:
+    """A layout of a tiny run over `world` processes."""
+
+    world: int
+    parallel: tuple[tuple[str, int], ...]
+    zero_stage: int = 0
+    precision: str = "fp32"
+    family: str = "llama-heads"
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def key(self) -> str:
+        """For its findings."""
+        parts = [f"{name}{value}" for name, value in (*self.parallel, *self.options)]
+        return "/".join([self.family, self.precision, f"zero{self.zero_stage}", *parts])
+
+    @property
+    def run(self) -> Run:
+        """The run, laid out so."""
+        options: dict[str, Any] = {"zero_stage": self.zero_stage, **dict(self.options)}
+        return make_run(self.family, precision=self.precision, parallel=dict(self.parallel), **options)
+
+
+def mesh_cases(world: int) -> list[MeshCase]:
+    """What is tried in so many processes."""
+    stages, case = (0, 1, 2, 3), partial(MeshCase, world)
+    tensor, context, fsdp = (("tensor", 2),), (("context", 2),), (("fsdp", 2),)
+    optimizer, parameters = ("offload_optimizer", "cpu"), ("offload_param", "cpu")
+    checkpointing = ("activation_checkpointing", True)
+    if world == 2:
+        return [
+            *(case(axis, stage) for axis in (tensor, context) for stage in stages),
+            *(case(axis, stage, "bf16") for axis in (tensor, context) for stage in stages),
+            *(case(axis, 0, "fp64") for axis in (tensor, context)),
+            case(context, 0, "fp64", "llama"),  # fewer key/value heads than processes
+            case(context, 0, "fp64", "gpt2-heads"),
+            case(context, 3, family="gpt2-heads", options=(("attention", "eager"),)),
+            case(tensor, 3, family="llama-tied"),
+            *(case(fsdp, stage, options=(optimizer,)) for stage in (1, 2, 3)),
+            *(case(fsdp, stage, "bf16", options=(optimizer,)) for stage in (1, 2, 3)),
+            *(case(fsdp, 3, options=offload) for offload in ((parameters,), (optimizer, parameters))),
+            *(case(axis, 3, options=(optimizer, parameters, checkpointing)) for axis in (tensor, context)),
+        ]
+    meshes = [tensor + context, tensor + fsdp, context + fsdp]
+    return [
+        *(case(mesh, stage) for mesh in meshes for stage in (1, 2, 3)),
+        *(case(mesh, 0, "fp64") for mesh in ((*tensor, *context), (*tensor, ("data", 2)), (*context, ("data", 2)))),
+        case((("context", 4),), 2),
+        case((*tensor, *context), 3, options=(optimizer, parameters, checkpointing)),
+    ]
 
 
 def make_batch(step: int, shard: Shard = Shard(0, 1)) -> Batch:

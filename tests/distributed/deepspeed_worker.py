@@ -138,7 +138,6 @@ class Worker:
     def agreement(self) -> None:
         last = self.backend.shard.count - 1
         self.record("any", [self.backend.any(False), self.backend.any(self.backend.shard.index == last)])
-        self.record("memory", self.backend.memory_bytes())
         self.record("device", self.backend.device_description())
 
     def run(self) -> None:
@@ -159,10 +158,13 @@ class Worker:
             for stage in (0, 3):
                 self.decoded(family, stage, training=True)
                 self.decoded(family, stage, training=False)
+        self.finish(self.backend.shard.count)
+
+    def finish(self, world: int) -> None:
+        """Rank 0 leaves its findings; everybody leaves."""
         if self.backend.is_main:
-            count = self.backend.shard.count
-            (self.folder / f"world{count}.json").write_text(json.dumps(self.results))
-            np.savez(self.folder / f"world{count}.npz", **self.arrays)
+            (self.folder / f"world{world}.json").write_text(json.dumps(self.results))
+            np.savez(self.folder / f"world{world}.npz", **self.arrays)
         self.backend.barrier("done")
         self.backend.close()
 

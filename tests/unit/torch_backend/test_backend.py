@@ -12,12 +12,13 @@ import torch
 
 from jaxllm.backend import create_backend
 from jaxllm.config.batch import resolve_batch
-from jaxllm.errors import BackendError, ConfigError
+from jaxllm.errors import BackendError
 from jaxllm.families import flatten
 from jaxllm.state.initial import InitialWeights
 from jaxllm.state.training_state import Progress
-from jaxllm.torch_backend.backend import check_parallel
 from jaxllm.torch_backend.deepspeed_config import deepspeed_config
+from jaxllm.torch_backend.group import Group
+from jaxllm.torch_backend.mesh import Mesh
 from jaxllm.torch_backend.model import build_model
 from jaxllm.torch_backend.optimizer import ClippedAdamW, parameter_groups
 from jaxllm.torch_backend.step import split
@@ -26,12 +27,19 @@ from tests.distributed.deepspeed_cases import make_batch, make_hyper, make_run, 
 GOLDEN = Path(__file__).parent / "deepspeed_configs.json"
 
 
+def _mesh(world: int, **axes: int) -> Mesh:
+    return Mesh(Group(0, world, torch.device("cpu"), joined=False), **axes)
+
+
 def _generated() -> dict[str, Any]:
     made = {}
     for stage in (0, 1, 2, 3):
         for precision in ("fp32", "bf16"):
             config = make_run(precision=precision, zero_stage=stage).config
-            made[f"{precision} zero{stage}"] = deepspeed_config(config, resolve_batch(config, 2))
+            made[f"{precision} zero{stage}"] = deepspeed_config(config, resolve_batch(config, 2), _mesh(2, data=2))
+    config = make_run(zero_stage=3, offload_optimizer="cpu", offload_param="cpu").config
+    mesh = _mesh(8, data=2, context=2, tensor=2)
+    made["fp32 zero3, everything"] = deepspeed_config(config, resolve_batch(config, 2), mesh)
     return made
 
 
@@ -48,47 +56,7 @@ def test_nothing_is_left_to_deepspeed() -> None:
 
 def test_no_clipping_is_said_to_deepspeed_too() -> None:
     config = make_run(clip_norm=None, zero_stage=2).config
-    assert deepspeed_config(config, resolve_batch(config, 1))["gradient_clipping"] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("parallel", "stage", "world", "key", "words"),
-    [
-        ({"tensor": 2}, 0, 2, "parallel.tensor", "set it to 1"),
-        ({"context": 2}, 0, 2, "parallel.context", "set it to 1"),
-        ({"expert": 4}, 0, 4, "parallel.expert", "set it to 1"),
-        ({"fsdp": 2}, 0, 2, "deepspeed.zero_stage", "set zero_stage to 1, 2 or 3"),
-        ({"data": 2}, 0, 4, "parallel.data", "--processes 2"),
-        ({"data": 4}, 0, 2, "parallel", "4 devices"),
-        ({"fsdp": 4}, 3, 2, "parallel.data", "not a multiple of 4"),
-    ],
-)
-def test_a_mesh_that_cannot_be_is_refused(parallel: dict[str, int], stage: int, world: int, key: str, words: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        check_parallel(make_run(parallel=parallel, zero_stage=stage).config, world)
-    assert refused.value.key == key
-    assert words in refused.value.message
-
-
-@pytest.mark.parametrize(
-    ("parallel", "stage", "world"), [({}, 0, 3), ({"data": 2}, 0, 2), ({"fsdp": 2}, 1, 4), ({"data": 2, "fsdp": 2}, 3, 4)]
-)
-def test_a_mesh_that_can_be_is_accepted(parallel: dict[str, int], stage: int, world: int) -> None:
-    check_parallel(make_run(parallel=parallel, zero_stage=stage).config, world)
-
-
-def test_fp64_refuses_zero() -> None:
-    backend = create_backend("deepspeed")
-    with pytest.raises(ConfigError) as refused:
-        backend.start(make_run(precision="fp64", zero_stage=2), None)
-    assert refused.value.key == "deepspeed.zero_stage"
-
-
-def test_fp64_refuses_torch_compile() -> None:
-    backend = create_backend("deepspeed")
-    with pytest.raises(ConfigError) as refused:
-        backend.start(make_run(precision="fp64", torch_compile=True), None)
-    assert refused.value.key == "deepspeed.torch_compile"
+    assert deepspeed_config(config, resolve_batch(config, 1), _mesh(1))["gradient_clipping"] == 0.0
 
 
 def test_a_decoder_refuses_more_than_it_was_made_for() -> None:
@@ -147,7 +115,7 @@ def test_matrices_and_embeddings_decay_and_nothing_else_does() -> None:
 def test_clipping_is_the_contracts_formula() -> None:
     config = make_run(clip_norm=0.5).config.optimizer
     parameter = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
-    optimizer = ClippedAdamW([{"params": [parameter], "weight_decay": 0.0}], config)
+    optimizer = ClippedAdamW([{"params": [parameter], "weight_decay": 0.0}], config, _mesh(1))
     parameter.grad = torch.tensor([3.0, 4.0], dtype=torch.float64)
     optimizer.step()
     norm = 5.0
