@@ -15,13 +15,13 @@ def deepspeed_config(config: RunConfig, plan: BatchPlan, mesh: Mesh) -> dict[str
     """What `deepspeed.initialize` gets.
 
     The optimiser is not part of it: jaxllm hands DeepSpeed a torch AdamW with its decay groups, on the CPU too.  Sequence
-    parallelism is not part of it either: to ZeRO the processes that share a sequence are replicas like any other, so that the
-    batch it is told of counts every row once for each of them.
+    parallelism is not part of it either: to ZeRO the processes that share a sequence are replicas like any other.  The batch it
+    is told of counts every row once for each process that computes it, which is how DeepSpeed checks it.
     """
     stage = config.deepspeed.zero_stage
     clip = config.optimizer.clip_norm or 0.0
     return {
-        "train_batch_size": plan.micro_batch * plan.accumulation * mesh.replicas,
+        "train_batch_size": plan.micro_batch * plan.accumulation * mesh.group.world,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
         "managed_gradient_accumulation": True,

@@ -34,7 +34,7 @@ class UlyssesAttention:
 
         self._kernel = kernel
         self._size = mesh.context
-        self._exchange = DistributedAttention(self._attend, mesh.context_group, scatter_idx=2, gather_idx=1)  # type: ignore[arg-type]
+        self._exchange = DistributedAttention(self._attend, mesh.context_group, scatter_idx=2, gather_idx=1)
 
     def __call__(
         self,

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import psutil
 import pytest
 
 from jaxllm.state.store import CheckpointStore
@@ -96,3 +97,28 @@ def test_kill_9_at_random_moments_loses_at_most_what_was_not_saved(
     assert "going on after step" in done.stdout
     assert_same_bits(site, name, reference)
     assert not list(store.folder.glob(".*"))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_worker_ends_the_group_with_a_sentence_and_the_run_resumes_on_one_process(site: Site, victim: int) -> None:
+    name = f"lost-{victim}"
+    long = {"steps": 100_000}
+    config = site.write(name, checkpoint={"every": 1, "keep": 3}, training=long, deepspeed={"zero_stage": 2})
+    with _started(site, "train", config, "--backend", "deepspeed", "--processes", 2) as process:
+        _wait_for_step(site, name, 4, process)
+        (worker,) = (
+            child
+            for child in psutil.Process(process.pid).children()
+            if child.environ().get("TORCHELASTIC_RUN_ID") and child.environ()["RANK"] == str(victim)
+        )
+        worker.kill()
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL, output
+    assert f"process {victim} of the run was killed by SIGKILL" in output
+    assert "--resume" in output
+    assert "Traceback" not in output
+    saved = CheckpointStore(site.path(name) / "checkpoints").steps()[-1]
+    shorter = site.write(name, training={"steps": saved + 2})
+    done = site.run("train", shorter, "--backend", "deepspeed", "--resume", "--allow-changed", "training.steps")
+    assert f"going on after step {saved}" in done.stdout
+    assert max(site.losses(name)) == saved + 2
