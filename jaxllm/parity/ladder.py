@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from jaxllm.config.schema import Precision
 from jaxllm.errors import ConfigError
-from jaxllm.parity.layouts import Layout, deepspeed_layouts, mesh_layouts, one_device
+from jaxllm.parity.layouts import Layout, deepspeed_layouts, deepspeed_mesh_layouts, mesh_layouts, one_device
 from jaxllm.parity.noise import noise, one_pass_noise
 from jaxllm.parity.results import Measurement
 from jaxllm.parity.runs import Runs
@@ -46,7 +46,7 @@ def check_fits(runs: Runs, extent: Extent) -> list[str]:
     processes = Layout("deepspeed", "fp32", processes=extent.processes)
     if (reason := runs.misfit(processes)) is not None:
         raise ConfigError("training.global_batch", f"{reason}; change --processes or global_batch")
-    meshes = mesh_layouts("fp32") if extent.full else []
+    meshes = [*mesh_layouts("fp32"), *deepspeed_mesh_layouts("fp32")] if extent.full else []
     return [f"{mesh.name} is left out: {reason}" for mesh in meshes if (reason := runs.misfit(mesh)) is not None]
 
 
@@ -67,7 +67,8 @@ def _many_steps(runs: Runs, precision: Precision, extent: Extent) -> Iterator[Me
     layouts = deepspeed_layouts(precision, extent.stages, extent.processes)
     pairs = backend_pairs(precision)
     if extent.full:
-        layouts += [mesh for mesh in mesh_layouts(precision) if runs.misfit(mesh) is None]
+        meshes = (*mesh_layouts(precision), *deepspeed_mesh_layouts(precision))
+        layouts += [mesh for mesh in meshes if runs.misfit(mesh) is None]
         pairs += [pair for pair in layout_pairs(precision) if all(runs.misfit(layout) is None for layout in pair)]
     yield from trajectory(runs, precision, layouts, keep=_needed_later(pairs, precision))
     yield from switch(runs, precision, pairs)

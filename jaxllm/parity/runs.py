@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jaxllm.backend import check_layout
 from jaxllm.checkpointing import open_state
 from jaxllm.config import write_yaml
-from jaxllm.config.schema import Precision
-from jaxllm.errors import JaxllmError
+from jaxllm.config.schema import ParallelConfig, Precision, RunConfig
+from jaxllm.errors import ConfigError, JaxllmError
 from jaxllm.metrics.sinks.jsonl import parse_metrics
 from jaxllm.parity.layouts import Layout
 from jaxllm.run import Run
@@ -137,6 +138,10 @@ class Runs:
         for what, count in split.items():
             if count % layout.tensor:
                 return f"{count} {what} cannot be split over tensor {layout.tensor}"
+        try:
+            check_layout(_laid_out(self._run.config, layout), self._run.model, layout.devices)
+        except ConfigError as error:
+            return f"{error.key}: {error.message}"
         return None
 
     def control_layout(self, precision: Precision) -> Layout | None:
@@ -192,14 +197,29 @@ def run_document(run: Run, layout: Layout, steps: int) -> dict[str, Any]:
     document["checkpoint"] = {"every": spacing, "keep": None, "keep_every": None}
     document["logging"] = {"every": 1, "sinks": ["jsonl"]}
     document["sample"] |= {"max_new_tokens": 0}
-    document["deepspeed"]["zero_stage"] = layout.zero_stage
-    if layout.backend == "jax":
-        document["parallel"] = {"data": layout.data, "fsdp": layout.fsdp, "tensor": layout.tensor}
-        document["jax"]["cpu_devices"] = layout.devices // layout.processes
-    else:
-        document["parallel"] = {"data": layout.processes}
-        document["jax"]["cpu_devices"] = 1
+    laid_out = _laid_out(config, layout)
+    document["deepspeed"], document["parallel"] = laid_out.deepspeed.model_dump(), laid_out.parallel.model_dump()
+    document["jax"]["cpu_devices"] = layout.devices // layout.processes if layout.backend == "jax" else 1
     return document
+
+
+def _laid_out(config: RunConfig, layout: Layout) -> RunConfig:
+    """The run file's mesh and ZeRO stage replaced by the layout's; offload is kept where the stage has it."""
+    mesh = {"data": layout.data_parallel, "tensor": layout.tensor, "context": layout.context}
+    if layout.backend == "jax":
+        mesh |= {"data": layout.data, "fsdp": layout.fsdp}
+    zero: dict[str, Any] = {"zero_stage": layout.zero_stage}
+    if layout.zero_stage == 0:
+        zero["offload_optimizer"] = "none"
+    if layout.zero_stage < 3:
+        zero["offload_param"] = "none"
+    changed = {
+        "backend": layout.backend,
+        "training": config.training.model_copy(update={"precision": layout.precision}),
+        "parallel": ParallelConfig(**mesh),
+        "deepspeed": config.deepspeed.model_copy(update=zero),
+    }
+    return config.model_copy(update=changed)
 
 
 def _micro_batch(wanted: int | None, rows: int) -> int | None:

@@ -11,7 +11,7 @@ import pytest
 
 from jaxllm.parity import trajectory as trajectory_module
 from jaxllm.parity.distance import Reference
-from jaxllm.parity.layouts import Layout, deepspeed_layouts, mesh_layouts, one_device
+from jaxllm.parity.layouts import Layout, deepspeed_layouts, deepspeed_mesh_layouts, mesh_layouts, one_device
 from jaxllm.parity.results import Check, Curve
 from jaxllm.parity.runs import MAX_STATES, state_spacing
 from jaxllm.parity.trajectory import trajectory
@@ -112,6 +112,12 @@ def test_layouts_have_the_names_that_people_use() -> None:
         "DeepSpeed ZeRO 0, 2 processes",
         "DeepSpeed ZeRO 3, 2 processes",
     ]
+    assert [layout.name for layout in deepspeed_mesh_layouts("fp32")] == [
+        "DeepSpeed ZeRO 3, tensor 2, 2 processes",
+        "DeepSpeed ZeRO 2, context 2, 2 processes",
+        "DeepSpeed ZeRO 1, tensor 2, context 2, 4 processes",
+    ]
+    assert [layout.data_parallel for layout in deepspeed_mesh_layouts("fp64")] == [1, 1, 1]
     assert [layout.name for layout in deepspeed_layouts("fp64", (0, 1, 2, 3), 1)] == ["PyTorch, 1 process"]
     assert Layout("jax", "bf16", micro_batch=2).name == "JAX, 1 device, micro-batches of 2, bf16"
     layouts = [*mesh_layouts("fp32"), *mesh_layouts("fp64"), *deepspeed_layouts("fp32", (0, 1, 2, 3), 1)]
