@@ -42,6 +42,7 @@ def train(
     jaxllm train configs/quickstart.yaml --resume
     """
     from jaxllm.backend import check_layout, create_backend, in_group, launch, wanted_processes
+    from jaxllm.cli.run_summary import resolve
     from jaxllm.config import data_parallel, load_run, resolve_batch
     from jaxllm.errors import ConfigError
     from jaxllm.training import prepare, train
@@ -53,6 +54,8 @@ def train(
     config = loaded.config
     worker = in_group(config.backend)
     try:
+        if not worker:
+            check_layout(config, resolve(config), None)  # before the data is prepared, which may take its time
         plan = prepare(
             config,
             resume=resume,

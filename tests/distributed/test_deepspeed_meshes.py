@@ -5,6 +5,7 @@ Every layout is held against the hand-written training of one process and agains
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxllm.backend import create_backend
 from jaxllm.parity.tolerances import TOLERANCES
 from jaxllm.state.initial import InitialWeights
 from jaxllm.state.training_state import Progress
+from jaxllm.torch_backend.float64 import true_float64
 from tests.distributed.deepspeed_cases import (
     MeshCase,
     Reference,
@@ -60,11 +62,17 @@ def _bound(case: MeshCase) -> float:
 def _reference(family: str, dtype: torch.dtype) -> tuple[list[tuple[float, float]], dict[str, Any], float]:
     """Losses and norms of the hand-written training, the weights it ends with, and the loss of an evaluation before it."""
     run = make_run(family)
-    reference = Reference(run, InitialWeights(run.model, run.config.seed), dtype)
-    with torch.no_grad():
-        evaluated = float(reference.loss_sum(make_batch(100)))
-    made = [reference.step(make_batch(step), make_hyper(step).learning_rate) for step in range(4)]
+    with _numerics(dtype):
+        reference = Reference(run, InitialWeights(run.model, run.config.seed), dtype)
+        with torch.no_grad():
+            evaluated = float(reference.loss_sum(make_batch(100)))
+        made = [reference.step(make_batch(step), make_hyper(step).learning_rate) for step in range(4)]
     return made, reference.weights(), evaluated
+
+
+def _numerics(dtype: torch.dtype) -> AbstractContextManager[None]:
+    """What keeps stock modelling code from dropping to float32 inside a float64 model."""
+    return true_float64() if dtype == torch.float64 else nullcontext()
 
 
 @cache
@@ -130,9 +138,10 @@ def test_a_state_from_elsewhere_goes_on(found: dict[int, Found], case: MeshCase)
 def _continued(family: str, dtype: torch.dtype) -> list[tuple[float, float]]:
     run = make_run(family)
     state = random_state(run)
-    reference = Reference(run, state.params, dtype)
-    reference.load_moments(state)
-    return [reference.step(make_batch(step), make_hyper(step).learning_rate) for step in range(9, 11)]
+    with _numerics(dtype):
+        reference = Reference(run, state.params, dtype)
+        reference.load_moments(state)
+        return [reference.step(make_batch(step), make_hyper(step).learning_rate) for step in range(9, 11)]
 
 
 def _with(found: dict[int, Found], prefix: str) -> list[str]:

@@ -39,6 +39,15 @@ def test_check(run_file: Path) -> None:
     assert said.stdout == expected
 
 
+def test_check_refuses_a_layout_of_the_backend_that_is_asked_for(run_file: Path) -> None:
+    layout = ("--set", "deepspeed.offload_optimizer=cpu")
+    assert jaxllm("check", str(run_file), *layout).exit_code == 0
+    said = jaxllm("check", str(run_file), *layout, "--set", "backend=deepspeed")
+    assert (said.exit_code, said.stdout) == (1, "")
+    assert "deepspeed.offload_optimizer: cpu is not possible (offload_optimizer with zero_stage 0): " in said.stderr
+    assert len(said.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
