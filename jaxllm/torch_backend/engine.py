@@ -108,9 +108,8 @@ class PlainEngine:
         config = run.config
         self.dtype = _DTYPES[config.training.precision]
         self._mesh = mesh
-        self._kernel = config.deepspeed.attention
         with self.numerics():
-            self._model = build_model(run.model, self._kernel, self.dtype, mesh.group.device)
+            self._model = build_model(run.model, config.deepspeed.attention, self.dtype, mesh.group.device)
         splits = _divide(self._model, mesh)
         self._masters = MasterWeights(self._model) if training and self.dtype == torch.bfloat16 else None
         named = dict(self._model.named_parameters()) if self._masters is None else self._masters.named_masters()
@@ -134,7 +133,7 @@ class PlainEngine:
         return true_float64() if self.dtype == torch.float64 else nullcontext()
 
     def whole_sequences(self) -> AbstractContextManager[None]:
-        return whole_sequences(self._model, self._kernel)
+        return whole_sequences(self._model)
 
     def backward(self, loss: torch.Tensor) -> None:
         with self.numerics():  # activation checkpointing runs the model again in here
@@ -173,10 +172,9 @@ class DeepSpeedEngine:
         config = run.config
         self.dtype = _DTYPES[config.training.precision]
         self._stage = config.deepspeed.zero_stage
-        self._kernel = config.deepspeed.attention
         settings = deepspeed_config(config, plan, mesh)
         with self._partitioned(deepspeed, settings, mesh):
-            model = build_model(run.model, self._kernel, self.dtype, mesh.group.device)
+            model = build_model(run.model, config.deepspeed.attention, self.dtype, mesh.group.device)
         splits = _divide(model, mesh)
         _prepare(model, run)
         self._network = model
@@ -239,7 +237,7 @@ class DeepSpeedEngine:
         return nullcontext()
 
     def whole_sequences(self) -> AbstractContextManager[None]:
-        return whole_sequences(self._network, self._kernel)
+        return whole_sequences(self._network)
 
     def backward(self, loss: torch.Tensor) -> None:
         self._engine.backward(loss, scale_wrt_gas=False)

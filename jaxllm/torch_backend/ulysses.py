@@ -32,7 +32,7 @@ class UlyssesAttention:
     def __init__(self, kernel: str, mesh: Mesh) -> None:
         from deepspeed.sequence.layer import DistributedAttention
 
-        self._kernel = kernel
+        self.kernel = kernel
         self._size = mesh.context
         self._exchange = DistributedAttention(self._attend, mesh.context_group, scatter_idx=2, gather_idx=1)
 
@@ -65,7 +65,7 @@ class UlyssesAttention:
         """Attention of some heads over all tokens."""
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-        attend = ALL_ATTENTION_FUNCTIONS.get(self._kernel) or sys.modules[type(module).__module__].eager_attention_forward
+        attend = ALL_ATTENTION_FUNCTIONS.get(self.kernel) or sys.modules[type(module).__module__].eager_attention_forward
         given = (heads.transpose(1, 2) for heads in (query_BSHD, key_BSHD, value_BSHD))
         with _queries_per_key(module, query_BSHD.shape[2] // key_BSHD.shape[2]):
             context_BSHD, _ = attend(module, *given, mask, **options)
@@ -89,15 +89,23 @@ def share_sequences(model: Any, mesh: Mesh) -> None:
     """Let a transformers.PreTrainedModel attend over sequences that the mesh's context groups share."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    ALL_ATTENTION_FUNCTIONS[_NAME] = UlyssesAttention(model.config._attn_implementation, mesh)  # noqa: SLF001 - no public name
-    model.config._attn_implementation = _NAME  # noqa: SLF001
+    ALL_ATTENTION_FUNCTIONS[_NAME] = UlyssesAttention(kernel_of(model), mesh)
+    model.config._attn_implementation = _NAME  # noqa: SLF001 - no public name
+
+
+def kernel_of(model: Any) -> str:
+    """Transformers' name of the attention that a model computes, exchanges left aside."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    name: str = model.config._attn_implementation  # noqa: SLF001 - no public name
+    return ALL_ATTENTION_FUNCTIONS[_NAME].kernel if name == _NAME else name
 
 
 @contextmanager
-def whole_sequences(model: Any, kernel: str) -> Iterator[None]:
+def whole_sequences(model: Any) -> Iterator[None]:
     """Within it, every process is given whole sequences: attention is the plain kernel."""
     before = model.config._attn_implementation  # noqa: SLF001 - no public name
-    model.config._attn_implementation = kernel  # noqa: SLF001
+    model.config._attn_implementation = kernel_of(model)  # noqa: SLF001
     try:
         yield
     finally:

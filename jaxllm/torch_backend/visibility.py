@@ -15,6 +15,7 @@ import torch
 
 from jaxllm.errors import ConfigError
 from jaxllm.families import Model
+from jaxllm.torch_backend.ulysses import kernel_of
 
 Mask: TypeAlias = torch.Tensor | dict[str, torch.Tensor]
 
@@ -52,7 +53,7 @@ class SequenceHook:
         return args, kwargs
 
     def _seen(self, module: Any, mask_B1QK: torch.Tensor) -> Mask:
-        if module.config._attn_implementation == "eager" and mask_B1QK.dtype == torch.bool:  # noqa: SLF001 - no public name
+        if kernel_of(module) == "eager" and mask_B1QK.dtype == torch.bool:
             dtype = module.dtype
             lowest = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=mask_B1QK.device)
             mask_B1QK = torch.where(mask_B1QK, torch.zeros_like(lowest), lowest)
