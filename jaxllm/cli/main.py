@@ -22,6 +22,7 @@ VERBS = {
     "generate": Verb("jaxllm.cli.generate", "Continue a prompt with a trained model."),
     "export": Verb("jaxllm.cli.export", "Write a trained model as a folder that transformers loads."),
     "parity": Verb("jaxllm.cli.parity", "Measure how far JAX and PyTorch + DeepSpeed are apart on a run file."),
+    "plan": Verb("jaxllm.cli.plan", "Say where a run fits, what it costs, and which settings are best."),
     "data": Verb("jaxllm.cli.data", "Prepare, show and hash the data of a run file."),
     "config": Verb("jaxllm.cli.config", "Check and show run files, and print their schema."),
     "doctor": Verb("jaxllm.cli.doctor", "Show versions and devices, and what is missing."),

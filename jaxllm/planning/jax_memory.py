@@ -1,0 +1,142 @@
+"""Memory of one device under JAX: arguments of the compiled step and what XLA keeps beside them.
+
+What the forward pass saves is decided by JAX before XLA sees the program, and was read from the jaxpr: the outputs of the scan
+over layers.  What XLA adds (gathered weights, one layer's working set, copies of the logits) was read from its buffer
+assignments.  Letters: T tokens of a micro-batch on one device, S sequence, E hidden, H heads, Q heads x head_dim, K key/value
+heads x head_dim, M MLP size, V vocabulary, b bytes of the compute dtype.  Saved for each token and layer:
+
+| remat | RMS norm, each | LayerNorm, each | attention | MLP |
+|---|---|---|---|---|
+| none | 2bE + 4E | bE + 8E | 2bQ + 2bK + 8H + (4 + b) H S; splash, cudnn: 3bQ + 2bK + 4H | 6bM |
+| dots | bE | bE | bQ + 2bK | 2bM, plain bM |
+| full | bE for the whole layer | | | |
+
+The axes divide them: `context` T, `tensor` H, Q, K, M and V.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxllm.families import Model
+from jaxllm.families.spec import ModelSpec
+from jaxllm.planning.memory import Memory, moment
+from jaxllm.planning.setting import Setting, cut_elements
+
+Platform = Literal["tpu", "gpu", "cpu"]
+
+
+@dataclass(frozen=True)
+class _Compiler:
+    """What a platform's compiler does.
+
+    logits: copies of the logits that are alive together.  logit_bytes: of an element, where it is not the compute dtype.
+    layer_copies: copies of the layers' weights, transposed for the products.
+    """
+
+    logits: float
+    logit_bytes: float | None
+    layer_copies: float
+
+
+# XLA:TPU and XLA:GPU fuse the loss into one pass over the logits and replace them by their gradient.  XLA:CPU keeps the
+# logits, their exponentials and the gradient, always in float32, and copies the layers' weights transposed, for both passes.
+_COMPILERS: dict[Platform, _Compiler] = {
+    "tpu": _Compiler(1.0, None, 0.0),
+    "gpu": _Compiler(1.0, None, 0.0),
+    "cpu": _Compiler(3.0, 4.0, 2.0),
+}
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Elements on one device."""
+
+    all: float
+    layers: float
+    table: float
+    whole_layer: float
+    whole_table: float
+
+
+def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Memory:
+    """Memory of one device, at the moments of a step that can be the fullest."""
+    spec, width, parallel = model.spec, setting.compute_bytes, setting.parallel
+    counts, compiler = _counts(model, setting), _COMPILERS[platform]
+    master, tokens = setting.master_bytes, float(setting.tokens)
+    state = {"parameters": master * counts.all, "moments": 2.0 * master * counts.all}
+    batch = 5 * 4.0 * tokens * setting.accumulation
+    host = 0.0
+    if setting.offload_optimizer:
+        host, state["moments"] = state["moments"], 0.0
+    # Weights as they are used: all of them are cast before the first layer.
+    cast = width * counts.all if width != master else 0.0
+    copies = compiler.layer_copies * max(width, compiler.logit_bytes or 0) * counts.layers
+    accumulated = master * counts.all if setting.accumulation > 1 else 0.0
+    saved = tokens * (spec.layers * saved_bytes(spec, setting))
+    gathers = parallel.fsdp > 1
+    table = width * counts.whole_table if gathers else 0.0
+    layer = width * counts.whole_layer if gathers else 0.0
+    logit = compiler.logit_bytes or width
+    logits = compiler.logits * logit * tokens * spec.vocab_size / parallel.tensor
+    working = tokens * working_bytes(spec, setting)
+    held = {**state, "activations": saved}
+    gradients = width * counts.layers
+    tables = width * counts.table
+    return Memory(
+        [
+            moment("the loss", **held, gradients=accumulated + tables, logits=logits, weights_in_use=cast + copies + table,
+                   working=batch),
+            moment("the first layer that goes backward", **held, gradients=accumulated + gradients + tables,
+                   weights_in_use=cast + copies + 2 * layer, working=batch + working),
+            moment("the end of the backward pass", **state, gradients=accumulated + gradients + 2 * tables,
+                   weights_in_use=cast + copies + table, working=batch + 2.0 * tokens * spec.hidden_size * width),
+            moment("the update", **state, gradients=accumulated + gradients + tables, working=batch),
+        ],
+        host,
+    )  # fmt: skip
+
+
+def _counts(model: Model, setting: Setting) -> _Counts:
+    parallel = setting.parallel
+    held = [(rule, cut_elements(rule, parallel.fsdp, parallel.tensor, parallel.expert)) for rule in model.rules]
+    gathered = [(rule, cut_elements(rule, 1, parallel.tensor, parallel.expert)) for rule in model.rules]
+    return _Counts(
+        all=float(sum(size for _, size in held)),
+        layers=float(sum(size for rule, size in held if rule.layers)),
+        table=float(sum(size for rule, size in held if not rule.layers)),
+        whole_layer=sum(size / rule.layers for rule, size in gathered if rule.layers),
+        whole_table=float(max(size for rule, size in gathered if "vocab" in rule.axes)),
+    )
+
+
+def saved_bytes(spec: ModelSpec, setting: Setting) -> float:
+    """Bytes that one layer saves for its backward pass, for each token of a device."""
+    width, tensor = setting.compute_bytes, setting.parallel.tensor
+    hidden, wide = spec.hidden_size, max(width, 4)
+    heads = spec.attention.heads / tensor
+    query, key = heads * spec.attention.head_dim, spec.attention.kv_heads * spec.attention.head_dim / tensor
+    inner = spec.mlp.size / tensor
+    if setting.remat == "full":
+        return width * hidden
+    if setting.remat != "none":
+        return width * (2 * hidden + query + 2 * key + (2 if spec.mlp.gated else 1) * inner)
+    norm = (2 * width + wide) * hidden if spec.norm.kind == "rms" else (width + 2 * wide) * hidden
+    if setting.attention == "xla":
+        attention = 2 * width * query + 2 * width * key + 2 * wide * heads + (wide + width) * heads * setting.sequence
+    else:
+        attention = 3 * width * query + 2 * width * key + wide * heads
+    return 2 * norm + attention + 6 * width * inner
+
+
+def working_bytes(spec: ModelSpec, setting: Setting) -> float:
+    """Bytes that one layer's backward pass works on, for each token: what it recomputes, and gradients of that."""
+    width, tensor = setting.compute_bytes, setting.parallel.tensor
+    heads = spec.attention.heads / tensor
+    query, inner = heads * spec.attention.head_dim, spec.mlp.size / tensor
+    mlp = (3 if spec.mlp.gated else 2) * width * inner
+    attention = 6 * width * query
+    if setting.attention == "xla":
+        attention += 3 * 4.0 * heads * setting.sequence
+    return max(mlp, attention) + 4 * width * spec.hidden_size

@@ -1,0 +1,164 @@
+"""A plan: which model and how much compute a run is, what it needs on each kind of device, and which settings fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxllm.config import RunConfig, tokens_per_step, total_steps
+from jaxllm.config.schema import BackendName
+from jaxllm.errors import ConfigError
+from jaxllm.families import Model
+from jaxllm.metrics.flops import flops_per_token
+from jaxllm.planning import scaling
+from jaxllm.planning.devices import Devices
+from jaxllm.planning.search import Candidate, Found, as_written, backends_on, search
+from jaxllm.planning.utilization import Utilization, expected_utilization
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What a run is.  flops: model FLOPs of all steps.  optimal: tokens at which this model is the best use of its FLOPs.
+
+    equivalent: parameters of the compute-optimal model that would reach the same loss.
+    """
+
+    parameters: int
+    steps: int
+    tokens: int
+    flops_per_token: float
+    flops: float
+    optimal: float
+    equivalent: float
+
+    @property
+    def ratio(self) -> float:
+        """Tokens for each parameter."""
+        return self.tokens / self.parameters
+
+
+@dataclass(frozen=True)
+class BackendPlan:
+    """One backend on some devices.  written: the run file's own setting, or why it is not possible."""
+
+    backend: BackendName
+    written: Candidate | ConfigError
+    found: Found
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """A run on some devices.  seconds: of the whole run with the best setting that fits, None when none does."""
+
+    devices: Devices
+    utilization: Utilization
+    backends: Sequence[BackendPlan]
+    seconds: float | None
+
+    @property
+    def chip_hours(self) -> float | None:
+        """What the run costs."""
+        return None if self.seconds is None else self.seconds * self.devices.chips / 3600
+
+    @property
+    def lacking(self) -> float:
+        """Bytes that the smallest setting is too large by; 0 when one fits."""
+        smallest = [plan.found.smallest.memory.peak for plan in self.backends if plan.found.smallest]
+        if any(plan.found.fitting for plan in self.backends) or not smallest:
+            return 0.0
+        return min(smallest) - self.devices.usable_bytes
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a number of chip-hours pays for on some devices: FLOPs, tokens of this model, and the best model and its tokens."""
+
+    devices: Devices
+    utilization: Utilization
+    flops: float
+    tokens: float
+    best: scaling.Optimum
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that `jaxllm plan` says."""
+
+    compute: Compute
+    devices: Sequence[DevicePlan]
+    budgets: Sequence[Budget]
+
+    @property
+    def fits(self) -> bool:
+        """Whether any setting fits anywhere."""
+        return any(plan.seconds is not None for plan in self.devices)
+
+
+def make_plan(config: RunConfig, model: Model, devices: Sequence[Devices], budget_hours: float | None = None) -> Plan:
+    """Plan a run."""
+    compute = compute_of(config, model)
+    plans = [_device_plan(config, model, each, compute) for each in devices]
+    budgets = [] if budget_hours is None else [_budget(model, each, compute, budget_hours) for each in devices]
+    return Plan(compute, plans, budgets)
+
+
+def compute_of(config: RunConfig, model: Model) -> Compute:
+    """Counts of a run."""
+    tokens = total_steps(config) * tokens_per_step(config)
+    each = flops_per_token(model.spec, config.data.sequence_length).training
+    parameters = model.parameters
+    return Compute(
+        parameters=parameters,
+        steps=total_steps(config),
+        tokens=tokens,
+        flops_per_token=each,
+        flops=each * tokens,
+        optimal=scaling.optimal_tokens(parameters),
+        equivalent=scaling.equivalent(parameters, tokens),
+    )
+
+
+def _device_plan(config: RunConfig, model: Model, devices: Devices, compute: Compute) -> DevicePlan:
+    use = expected_utilization(devices.chip, compute.parameters)
+    plans = [
+        BackendPlan(backend, _written(config, model, backend, devices, use), search(config, model, backend, devices, use))
+        for backend in backends_on(devices)
+    ]
+    fastest = [plan.found.fitting[0].speed.seconds for plan in plans if plan.found.fitting]
+    return DevicePlan(devices, use, plans, min(fastest) * compute.steps if fastest else None)
+
+
+def _written(
+    config: RunConfig, model: Model, backend: BackendName, devices: Devices, use: Utilization
+) -> Candidate | ConfigError:
+    try:
+        return as_written(config, model, backend, devices, use)
+    except ConfigError as error:
+        return error
+
+
+def _budget(model: Model, devices: Devices, compute: Compute, hours: float) -> Budget:
+    """chip-hours x peak x MFU."""
+    use = expected_utilization(devices.chip, compute.parameters)
+    flops = hours * 3600 * devices.chip.bf16_flops * devices.chip.devices_per_chip * use.mfu
+    best = scaling.optimum(flops)
+    return Budget(devices, use, flops, flops / compute.flops_per_token, best, shape_of(model, best.parameters))
+
+
+def shape_of(model: Model, parameters: float) -> tuple[int, int]:
+    """Hidden size and layers of a model in this one's proportions with about that many parameters.
+
+    Layers' weights grow with the square of the hidden size, embeddings with the size itself; width and depth grow together,
+    and the hidden size is a multiple of 128, which matrix units prefer.
+    """
+    spec = model.spec
+    layered = sum(rule.parameters for rule in model.rules if rule.layers) / spec.layers / spec.hidden_size**2
+    outside = sum(rule.parameters for rule in model.rules if not rule.layers) / spec.hidden_size
+    aspect = spec.hidden_size / spec.layers
+
+    def size(hidden: int) -> float:
+        return max(1, round(hidden / aspect)) * layered * hidden**2 + outside * hidden
+
+    hidden = min(range(128, 65_536, 128), key=lambda each: abs(size(each) - parameters))
+    return hidden, max(1, round(hidden / aspect))

@@ -1,0 +1,161 @@
+"""Settings that fit on some devices, best first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from jaxllm.config import RunConfig
+from jaxllm.config.schema import BackendName, ParallelConfig
+from jaxllm.errors import ConfigError
+from jaxllm.families import Model
+from jaxllm.planning.deepspeed_memory import deepspeed_memory
+from jaxllm.planning.devices import Devices
+from jaxllm.planning.jax_memory import jax_memory
+from jaxllm.planning.memory import Memory
+from jaxllm.planning.setting import Setting, check_setting, setting_of
+from jaxllm.planning.speed import Speed, speed
+from jaxllm.planning.utilization import Utilization
+
+LONG = 16_384
+"""Tokens of a sequence from which on cutting the sequence is tried."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A setting with its memory and speed.  overrides: what must be set for it beside the run file."""
+
+    setting: Setting
+    memory: Memory
+    speed: Speed
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search has found.  fitting: best first.  smallest: of all settings, the one that needs least memory."""
+
+    fitting: list[Candidate]
+    smallest: Candidate | None
+
+
+def attention_of(config: RunConfig, model: Model, backend: BackendName, devices: Devices) -> str:
+    """The attention kernel a run would use on these devices."""
+    if backend == "deepspeed":
+        return config.deepspeed.attention
+    wanted = getattr(config.jax, "attention", "xla")
+    if wanted != "auto":
+        return str(wanted)
+    if model.spec.attention.dropout or config.training.precision == "fp64":
+        return "xla"
+    if devices.chip.kind == "tpu":
+        return "splash" if config.data.sequence_length % 128 == 0 else "xla"
+    return "cudnn" if config.training.precision == "bf16" and "MI300" not in devices.chip.name else "xla"
+
+
+def backends_on(devices: Devices) -> tuple[BackendName, ...]:
+    """Backends that run on a chip: DeepSpeed has no TPUs."""
+    return ("jax",) if devices.chip.kind == "tpu" else ("jax", "deepspeed")
+
+
+def memory_of(model: Model, setting: Setting, devices: Devices) -> Memory:
+    """Memory of one device."""
+    if setting.backend == "jax":
+        return jax_memory(model, setting, "tpu" if devices.chip.kind == "tpu" else "gpu")
+    return deepspeed_memory(model, setting)
+
+
+def as_written(config: RunConfig, model: Model, backend: BackendName, devices: Devices, use: Utilization) -> Candidate:
+    """The run file's own setting.  ConfigError when it is not possible on these devices."""
+    setting = setting_of(config, backend, devices.count, attention_of(config, model, backend, devices))
+    check_setting(model, setting)
+    return Candidate(setting, memory_of(model, setting, devices), speed(model, setting, devices, use), ())
+
+
+def search(config: RunConfig, model: Model, backend: BackendName, devices: Devices, use: Utilization) -> Found:
+    """Every mesh, micro-batch, ZeRO stage and remat policy that the devices and the run's global batch allow.
+
+    Of settings that differ only in what saves memory, those that are not needed are left out: the ranking is by time, then by
+    memory.
+    """
+    fitting: list[Candidate] = []
+    smallest: Candidate | None = None
+    for setting in _settings(config, model, backend, devices):
+        memory = memory_of(model, setting, devices)
+        candidate = Candidate(setting, memory, speed(model, setting, devices, use), setting.overrides(config))
+        if smallest is None or memory.peak < smallest.memory.peak:
+            smallest = candidate
+        if memory.peak <= devices.usable_bytes:
+            fitting.append(candidate)
+    fitting.sort(key=lambda each: (round(each.speed.seconds, 6), each.memory.peak))
+    return Found(_different(fitting), smallest)
+
+
+def _different(candidates: list[Candidate]) -> list[Candidate]:
+    """The best of each mesh, stage and remat policy: the same with another micro-batch teaches nothing."""
+    kept: dict[tuple[object, ...], Candidate] = {}
+    for each in candidates:
+        setting = each.setting
+        kept.setdefault((setting.mesh, setting.remat, setting.zero_stage, setting.offload_optimizer), each)
+    return list(kept.values())
+
+
+def _settings(config: RunConfig, model: Model, backend: BackendName, devices: Devices) -> Iterator[Setting]:
+    attention = attention_of(config, model, backend, devices)
+    batch, sequence = config.training.global_batch, config.data.sequence_length
+    for parallel in _meshes(backend, devices, sequence):
+        groups = parallel.data * parallel.fsdp
+        if batch % groups:
+            continue
+        for micro, memory in product(_powers(batch // groups), _savings(backend)):
+            remat, stage, offload = memory
+            setting = Setting(
+                backend, parallel, sequence, batch, micro, config.training.precision, remat, attention, stage, offload
+            )
+            if (stage > 0 or parallel.fsdp > 1) and backend == "deepspeed" and not _meaningful(setting):
+                continue
+            try:
+                check_setting(model, setting)
+            except ConfigError:
+                continue
+            yield setting
+
+
+def _meaningful(setting: Setting) -> bool:
+    """On DeepSpeed `fsdp` is what ZeRO shares; it has to be all of the groups, and at stage 0 none."""
+    groups = setting.groups
+    return setting.parallel.fsdp == groups if setting.zero_stage and groups > 1 else setting.parallel.fsdp == 1
+
+
+def _savings(backend: BackendName) -> list[tuple[str, int, bool]]:
+    """Remat policy, ZeRO stage and offload."""
+    if backend == "jax":
+        return [(remat, 0, False) for remat in ("none", "dots", "full")]
+    plain = [(remat, stage, False) for remat in ("none", "full") for stage in (0, 1, 2, 3)]
+    return [*plain, ("full", 2, True), ("full", 3, True)]
+
+
+def _powers(limit: int) -> list[int]:
+    """Divisors of the rows of a group that are powers of two, and all of them."""
+    found = [1 << power for power in range(8) if limit % (1 << power) == 0]
+    return sorted({*found, limit} if limit <= 256 else set(found))
+
+
+def _meshes(backend: BackendName, devices: Devices, sequence: int) -> Iterator[ParallelConfig]:
+    """Products of the axes that make up the devices; tensor parallelism stays within a GPU host."""
+    count = devices.count
+    host = min(count, devices.chip.chips_per_host * devices.chip.devices_per_chip, 8) if devices.chip.kind == "gpu" else 16
+    for tensor in (1, 2, 4, 8, 16):
+        for context in (1, 2, 4, 8, 16) if sequence >= LONG else (1,):
+            if tensor > host or count % (tensor * context):
+                continue
+            groups = count // (tensor * context)
+            for fsdp in _fsdp(backend, groups):
+                yield ParallelConfig(data=groups // fsdp, fsdp=fsdp, tensor=tensor, context=context)
+
+
+def _fsdp(backend: BackendName, groups: int) -> list[int]:
+    if backend == "deepspeed":
+        return sorted({1, groups})
+    return [size for size in range(1, groups + 1) if groups % size == 0 and (size & (size - 1) == 0 or size == groups)]
