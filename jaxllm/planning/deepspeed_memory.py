@@ -68,11 +68,11 @@ def deepspeed_memory(model: Model, setting: Setting, *, cuda: bool = True) -> Me
     """
     sizes = _sizes(model, setting)
     stage = setting.zero_stage
-    bucket = _bucket(setting)
+    bucket = bucket_bytes(setting)
     kept = _kept_between_steps(sizes, setting)
     carried = _carried_gradients(sizes, setting)
     host = 0.0
-    if setting.offload_optimizer:
+    if setting.offload_optimizer != "none":
         host = sizes.masters + sizes.moments + sizes.parameters * 4 / _shards(setting)
     # A process that is alone holds the whole weights already.
     gathered = min(sizes.model, LIVE_PARAMETERS * setting.compute_bytes) if stage == 3 and _shards(setting) > 1 else 0.0
@@ -100,7 +100,7 @@ def _shards(setting: Setting) -> int:
     return setting.groups * setting.parallel.context
 
 
-def _bucket(setting: Setting) -> float:
+def bucket_bytes(setting: Setting) -> float:
     """Bytes of DeepSpeed's gradient bucket."""
     if setting.zero_stage == 0 or (setting.zero_stage == 1 and setting.precision == "bf16"):
         return 0.0
@@ -139,15 +139,15 @@ def torch_elements(elements: int, axes: tuple[str, ...], tensor: int) -> float:
 def _kept_between_steps(sizes: _Sizes, setting: Setting) -> tuple[float, float, float]:
     """Bytes of weights and masters, of moments, and of gradients that are there all the time."""
     stage, bf16 = setting.zero_stage, setting.precision == "bf16"
-    masters = 0.0 if setting.offload_optimizer else sizes.masters
-    moments = 0.0 if setting.offload_optimizer else sizes.moments
+    masters = 0.0 if setting.offload_optimizer != "none" else sizes.masters
+    moments = 0.0 if setting.offload_optimizer != "none" else sizes.moments
     if stage == 0:
         return masters + (sizes.model if bf16 else 0.0), moments, 0.0
     if stage < 3:
         return sizes.model + masters, moments, sizes.gradients if stage == 1 and bf16 else 0.0
     part = sizes.gradients / _shards(setting)
     model = 0.0 if setting.offload_param else sizes.model / _shards(setting)
-    return model + masters, moments, 0.0 if setting.offload_optimizer else part
+    return model + masters, moments, 0.0 if setting.offload_optimizer != "none" else part
 
 
 def _carried_gradients(sizes: _Sizes, setting: Setting) -> float:
@@ -163,7 +163,7 @@ def _reduction(
 ) -> Moment:
     """The end of the last backward pass: all gradients are there and are added up over the processes."""
     stage, bf16 = setting.zero_stage, setting.precision == "bf16"
-    at_once = 4.0 * min(sizes.parameters, FLAT_REDUCTION if stage < 2 and not _bucket(setting) else BUCKET)
+    at_once = 4.0 * min(sizes.parameters, FLAT_REDUCTION if stage < 2 and not bucket_bytes(setting) else BUCKET)
     part = sizes.gradients / _shards(setting)
     if stage == 0:
         gradients, buffers = sizes.gradients, at_once
@@ -172,15 +172,15 @@ def _reduction(
     else:
         # In bf16 the bucket's gradients are there three times: as autograd made them, in float32, and this process's part.
         more = part + setting.compute_bytes * min(sizes.parameters, BUCKET) if bf16 else part if stage == 3 else carried
-        gradients, buffers = gradients + more, _bucket(setting) + at_once
+        gradients, buffers = gradients + more, bucket_bytes(setting) + at_once
     named = f"adding gradients up over {setting.groups} processes" if setting.groups > 1 else "the end of the backward pass"
     return moment(named, **whole, gradients=gradients, weights_in_use=gathered, buffers=buffers)
 
 
 def _update(sizes: _Sizes, setting: Setting, whole: dict[str, float], gradients: float, *, cuda: bool) -> Moment:
     """The optimiser's step: from stage 1 on the gradient's part, flat, beside the pieces it is made from."""
-    buffers = _bucket(setting) if setting.zero_stage == 3 else 0.0
-    if setting.offload_optimizer:
+    buffers = bucket_bytes(setting) if setting.zero_stage == 3 else 0.0
+    if setting.offload_optimizer != "none":
         return moment("the update", **whole, gradients=gradients, buffers=buffers)
     part = sizes.gradients / _shards(setting) if setting.zero_stage else sizes.gradients
     pieces = part if setting.zero_stage else 0.0
@@ -213,8 +213,9 @@ def layer_bytes(model: Model, setting: Setting) -> float:
 
 
 def norms(spec: ModelSpec) -> int:
-    """Norms in a layer."""
-    return 4 if spec.norm.place == "sandwich" else 2
+    """Norms in a layer: before attention and MLP, after them, or both."""
+    place: str = spec.norm.place
+    return 4 if place == "sandwich" else 2
 
 
 def _mlp_bytes(model: Model, setting: Setting) -> float:

@@ -10,8 +10,9 @@ heads x head_dim, M MLP size, V vocabulary, b bytes of the compute dtype.  Saved
 | none | 2bE + 4E | bE + 8E | 2bQ + 2bK + 8H + (4 + b) H S; splash, cudnn: 3bQ + 2bK + 4H | 6bM |
 | dots | bE | bE | bQ + 2bK | 2bM, plain bM |
 | full | bE for the whole layer | | | |
+| names, offload | the points that are named | | | |
 
-The axes divide them: `context` T, `tensor` H, Q, K, M and V.
+The axes divide them: `context` T, `tensor` H, Q, K, M, V and, along the sequence, what has E.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxllm.config.remat import REMAT_POINTS, kept_points
 from jaxllm.families import Model
 from jaxllm.families.spec import ModelSpec
+from jaxllm.planning.deepspeed_memory import norms
 from jaxllm.planning.memory import Memory, moment
 from jaxllm.planning.setting import Setting, cut_elements
 
@@ -68,15 +71,23 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
     state = {"parameters": master * counts.all, "moments": 2.0 * master * counts.all}
     batch = 5 * 4.0 * tokens * setting.accumulation
     host = 0.0
-    if setting.offload_optimizer:
+    if setting.offload_optimizer != "none":
         host, state["moments"] = state["moments"], 0.0
+    if setting.offload_optimizer == "all":
+        host, state["parameters"] = host + state["parameters"], 0.0
     # Weights as they are used: all of them are cast before the first layer.
     cast = width * counts.all if width != master else 0.0
-    copies = compiler.layer_copies * max(width, compiler.logit_bytes or 0) * counts.layers
+    # Weights that are cut are gathered within the loop over layers, so that only the backward pass's copy is made before it.
+    is_cut = parallel.fsdp * parallel.tensor > 1
+    layer_copies = min(compiler.layer_copies, 1.0) if is_cut else compiler.layer_copies
+    copies = layer_copies * max(width, compiler.logit_bytes or 0) * counts.layers
     accumulated = master * counts.all if setting.accumulation > 1 else 0.0
-    saved = tokens * (spec.layers * saved_bytes(spec, setting))
+    on_device, on_host = saved_bytes(spec, setting)
+    saved = tokens * spec.layers * on_device
+    host += tokens * spec.layers * on_host
     gathers = parallel.fsdp > 1
-    table = width * counts.whole_table if gathers else 0.0
+    # A tied table is there as it is looked up and transposed, as the head multiplies by it.
+    table = width * counts.whole_table * (2 if spec.tie_embeddings and platform != "cpu" else 1) if gathers else 0.0
     layer = width * counts.whole_layer if gathers else 0.0
     logit = compiler.logit_bytes or width
     logits = compiler.logits * logit * tokens * spec.vocab_size / parallel.tensor
@@ -111,23 +122,45 @@ def _counts(model: Model, setting: Setting) -> _Counts:
     )
 
 
-def saved_bytes(spec: ModelSpec, setting: Setting) -> float:
-    """Bytes that one layer saves for its backward pass, for each token of a device."""
+def saved_bytes(spec: ModelSpec, setting: Setting) -> tuple[float, float]:
+    """Bytes that one layer saves for its backward pass, for each token of a device: on the device, and in the host's memory."""
     width, tensor = setting.compute_bytes, setting.parallel.tensor
-    hidden, wide = spec.hidden_size, max(width, 4)
+    wide = max(width, 4)
+    hidden = spec.hidden_size / tensor  # residuals and norms are split over the sequence there
     heads = spec.attention.heads / tensor
     query, key = heads * spec.attention.head_dim, spec.attention.kv_heads * spec.attention.head_dim / tensor
     inner = spec.mlp.size / tensor
     if setting.remat == "full":
-        return width * hidden
-    if setting.remat != "none":
-        return width * (2 * hidden + query + 2 * key + (2 if spec.mlp.gated else 1) * inner)
+        return width * hidden, 0.0
+    if setting.remat == "dots":
+        return width * (2 * hidden + query + 2 * key + (2 if spec.mlp.gated else 1) * inner), 0.0
+    kept = kept_points(setting.remat) if setting.remat != "none" else None
+    if kept is not None:
+        sizes = _point_sizes(spec, hidden, query, key, inner)
+        device = {*kept.device} | ({"layer_input"} - {*kept.host})
+        return width * sum(sizes[name] for name in device), width * sum(sizes[name] for name in kept.host)
     norm = (2 * width + wide) * hidden if spec.norm.kind == "rms" else (width + 2 * wide) * hidden
     if setting.attention == "xla":
         attention = 2 * width * query + 2 * width * key + 2 * wide * heads + (wide + width) * heads * setting.sequence
     else:
         attention = 3 * width * query + 2 * width * key + wide * heads
-    return 2 * norm + attention + 6 * width * inner
+    return norms(spec) * norm + attention + 6 * width * inner, 0.0
+
+
+def _point_sizes(spec: ModelSpec, hidden: float, query: float, key: float, inner: float) -> dict[str, float]:
+    """Elements of each point of a layer (`jaxllm.config.remat.REMAT_POINTS`), for each token of a device."""
+    sizes = dict.fromkeys(REMAT_POINTS, hidden)
+    gate = inner if spec.mlp.gated else 0.0
+    return {
+        **sizes,
+        "query": query,
+        "key": key,
+        "value": key,
+        "attention_mixed": query,
+        "mlp_gate": gate,
+        "mlp_up": inner,
+        "mlp_inner": inner,
+    }
 
 
 def working_bytes(spec: ModelSpec, setting: Setting) -> float:

@@ -83,9 +83,9 @@ def _setting(candidate: Candidate) -> str:
     if setting.backend == "deepspeed":
         said.append(f"ZeRO {setting.zero_stage}")
     said.append(f"micro-batch {setting.micro_batch}" + (f" x {setting.accumulation}" if setting.accumulation > 1 else ""))
-    said.append(f"remat {setting.remat}")
+    said.append(f"remat {setting.remat if isinstance(setting.remat, str) else ', '.join(setting.remat)}")
     said.append(f"{setting.attention} attention")
-    if setting.offload_optimizer:
+    if setting.offload_optimizer != "none":
         said.append("optimiser in host memory")
     return ", ".join(said)
 

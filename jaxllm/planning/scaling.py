@@ -46,7 +46,7 @@ def optimal_tokens(parameters: float) -> float:
     """Tokens at which a model of this size is the best use of the FLOPs it has taken."""
     ratio = (_ALPHA * _A / (_BETA * _B)) ** (1 / (_ALPHA + _BETA))
     product = (parameters / ratio) ** ((_ALPHA + _BETA) / _BETA)
-    return product / parameters
+    return float(product / parameters)
 
 
 def equivalent(parameters: float, tokens: float) -> float:

@@ -14,7 +14,7 @@ from jaxllm.planning.deepspeed_memory import deepspeed_memory
 from jaxllm.planning.devices import Devices
 from jaxllm.planning.jax_memory import jax_memory
 from jaxllm.planning.memory import Memory
-from jaxllm.planning.setting import Setting, check_setting, setting_of
+from jaxllm.planning.setting import Remat, Setting, check_setting, setting_of
 from jaxllm.planning.speed import Speed, speed
 from jaxllm.planning.utilization import Utilization
 
@@ -128,12 +128,13 @@ def _meaningful(setting: Setting) -> bool:
     return setting.parallel.fsdp == groups if setting.zero_stage and groups > 1 else setting.parallel.fsdp == 1
 
 
-def _savings(backend: BackendName) -> list[tuple[str, int, bool]]:
+def _savings(backend: BackendName) -> list[tuple[Remat, int, str]]:
     """Remat policy, ZeRO stage and offload."""
     if backend == "jax":
-        return [(remat, 0, False) for remat in ("none", "dots", "full")]
-    plain = [(remat, stage, False) for remat in ("none", "full") for stage in (0, 1, 2, 3)]
-    return [*plain, ("full", 2, True), ("full", 3, True)]
+        plain: list[tuple[Remat, int, str]] = [(remat, 0, "none") for remat in ("none", "dots", "full", "offload")]
+        return [*plain, ("full", 0, "moments"), ("full", 0, "all")]
+    plain = [(remat, stage, "none") for remat in ("none", "full") for stage in (0, 1, 2, 3)]
+    return [*plain, ("full", 2, "cpu"), ("full", 3, "cpu")]
 
 
 def _powers(limit: int) -> list[int]:

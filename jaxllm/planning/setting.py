@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 
 from jaxllm.config import RunConfig, resolve_batch
 from jaxllm.config.batch import data_parallel
+from jaxllm.config.remat import RematPolicy
 from jaxllm.config.schema import BackendName, ParallelConfig, Precision
 from jaxllm.errors import ConfigError
 from jaxllm.families import Model
 from jaxllm.families.weights import WeightRule
+
+Remat = RematPolicy | tuple[str, ...]
 
 BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp64": 8}
 """Bytes of an element in the compute dtype."""
@@ -20,9 +23,9 @@ BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp64": 8}
 class Setting:
     """One way to run a model on some devices.
 
-    parallel: with every size known.  sequence: tokens of a sequence.  remat: `none`, `full`, `dots`, ...; on DeepSpeed `full`
-    is activation checkpointing.  attention: the kernel (`xla`, `splash`, `cudnn`; `sdpa`, `eager`).  offload_optimizer,
-    offload_param: what lives in the host's memory.
+    parallel: with every size known.  sequence: tokens of a sequence.  remat: as `jax.remat`; on DeepSpeed `full` is activation
+    checkpointing.  attention: the kernel (`xla`, `splash`, `cudnn`; `sdpa`, `eager`).  offload_optimizer: as the backend's key
+    of that name; offload_param: weights in the host's memory.
     """
 
     backend: BackendName
@@ -31,10 +34,10 @@ class Setting:
     global_batch: int
     micro_batch: int
     precision: Precision
-    remat: str
+    remat: Remat
     attention: str
     zero_stage: int = 0
-    offload_optimizer: bool = False
+    offload_optimizer: str = "none"
     offload_param: bool = False
 
     @property
@@ -46,7 +49,7 @@ class Setting:
     @property
     def groups(self) -> int:
         """Groups of devices that see different rows."""
-        return self.parallel.data * self.parallel.fsdp
+        return self.parallel.data * self.parallel.fsdp * self.parallel.expert
 
     @property
     def accumulation(self) -> int:
@@ -80,10 +83,11 @@ class Setting:
         wanted["training.micro_batch"] = self.micro_batch
         if self.backend == "jax":
             wanted["jax.remat"] = self.remat
+            wanted["jax.offload_optimizer"] = self.offload_optimizer
         else:
             wanted["deepspeed.zero_stage"] = self.zero_stage
             wanted["deepspeed.activation_checkpointing"] = self.remat == "full"
-            wanted["deepspeed.offload_optimizer"] = "cpu" if self.offload_optimizer else "none"
+            wanted["deepspeed.offload_optimizer"] = self.offload_optimizer
         said = []
         for key, value in wanted.items():
             section, name = key.split(".")
@@ -99,7 +103,7 @@ def setting_of(config: RunConfig, backend: BackendName, devices: int, attention:
     """The setting that a run file asks for on `devices` devices.  ConfigError when its mesh is not one of that many devices."""
     parallel = config.parallel
     groups = data_parallel(parallel, devices)
-    resolved = parallel.model_copy(update={"data": groups // parallel.fsdp})
+    resolved = parallel.model_copy(update={"data": groups // (parallel.fsdp * parallel.expert)})
     deepspeed = config.deepspeed
     setting = Setting(
         backend=backend,
@@ -111,8 +115,8 @@ def setting_of(config: RunConfig, backend: BackendName, devices: int, attention:
         remat=_remat(config, backend),
         attention=attention,
         zero_stage=deepspeed.zero_stage if backend == "deepspeed" else 0,
-        offload_optimizer=_offloads(config, backend, "offload_optimizer"),
-        offload_param=_offloads(config, backend, "offload_param"),
+        offload_optimizer=str(getattr(config.jax if backend == "jax" else deepspeed, "offload_optimizer", "none")),
+        offload_param=backend == "deepspeed" and getattr(deepspeed, "offload_param", "none") != "none",
     )
     if setting.devices != devices:
         raise ConfigError(
@@ -123,17 +127,10 @@ def setting_of(config: RunConfig, backend: BackendName, devices: int, attention:
     return setting
 
 
-def _remat(config: RunConfig, backend: BackendName) -> str:
+def _remat(config: RunConfig, backend: BackendName) -> Remat:
     if backend == "jax":
-        remat = config.jax.remat
-        return remat if isinstance(remat, str) else "names"
+        return config.jax.remat
     return "full" if config.deepspeed.activation_checkpointing else "none"
-
-
-def _offloads(config: RunConfig, backend: BackendName, key: str) -> bool:
-    """Whether a section's `offload_*` key, where it has one, is on."""
-    section = config.jax if backend == "jax" else config.deepspeed
-    return getattr(section, key, "none") not in ("none", False)
 
 
 def check_setting(model: Model, setting: Setting) -> None:

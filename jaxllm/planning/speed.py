@@ -24,7 +24,7 @@ BETWEEN_HOSTS = 50e9
 
 # Forward passes that are computed again: of a layer's arithmetic, all with `full`; with `dots` what is no plain product, whose
 # time is mostly memory traffic.
-RECOMPUTED = {"none": 0.0, "dots": 0.1, "full": 1.0}
+RECOMPUTED = {"none": 0.0, "dots": 0.1, "offload": 0.1, "full": 1.0}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def speed(model: Model, setting: Setting, devices: Devices, utilization: Utiliza
     spec, parallel, width = model.spec, setting.parallel, setting.compute_bytes
     tokens = setting.global_batch * setting.sequence
     flops = tokens * flops_per_token(spec, setting.sequence).training
-    again = RECOMPUTED.get(setting.remat, 0.3)
+    again = RECOMPUTED[setting.remat] if isinstance(setting.remat, str) else 0.3
     arithmetic = flops * (1 + again / 3) / (devices.flops * utilization.mfu)
     rate = _rate(devices)
     held = model.parameters / parallel.tensor
@@ -78,7 +78,7 @@ def speed(model: Model, setting: Setting, devices: Devices, utilization: Utiliza
         else:
             waited += 3 * (2 * residual + keys) * spec.layers * passes
     offloaded = 0.0
-    if setting.offload_optimizer:
+    if setting.offload_optimizer != "none":
         offloaded = 16 * held / shards / 25e9  # gradients and weights over PCIe, both ways
     return Speed(arithmetic, hidden / rate, waited / rate + offloaded)
 

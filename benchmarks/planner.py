@@ -1,0 +1,444 @@
+"""What `jaxllm plan` predicts against what is measured: memory under JAX and DeepSpeed, and FLOPs.
+
+    python -m benchmarks.planner [--only cpu|tpu|deepspeed|flops] [--case NAME] [--json OUT]
+
+* JAX on CPU meshes and on TPU topologies (with libtpu installed): the real step, compiled for shapes alone, against XLA's
+  `memory_analysis`: on TPU its peak, on CPU arguments + temporaries, since XLA:CPU reports no peak.
+* DeepSpeed: a real run of two steps in one or two processes over gloo, against the highest sum of live allocations that
+  torch's profiler reports.  The gradient bucket, a constant of the DeepSpeed config, is taken off both sides, so that it
+  cannot hide an error.  Frees on threads of gloo are not reported; a block whose address is handed out again counts as freed.
+* FLOPs of a forward and a backward pass of one layer and the rest of the model, against XLA's `cost_analysis`.
+
+Each case runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks._report import write
+
+BOUND, FLOPS_BOUND = 0.10, 0.02
+
+_LLAMA = {"family": "llama", "max_position_embeddings": 8192}
+LLAMA_SMALL = {
+    **_LLAMA,
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 6016,
+}
+LLAMA_100M = {
+    **_LLAMA,
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "vocab_size": 8192,
+}
+LLAMA_1B = {
+    **_LLAMA,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 128256,
+    "tie_word_embeddings": True,
+}
+LLAMA_7B = {
+    **_LLAMA,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+}
+LLAMA_8B = {**LLAMA_7B, "intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 128256}
+LLAMA_70B = {
+    **LLAMA_8B,
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+}
+_NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+GPT2 = {"family": "gpt2", "vocab_size": 50304, **_NO_DROPOUT}
+GPT2_SMALL = {**GPT2, "n_embd": 512, "n_layer": 6, "n_head": 8, "vocab_size": 8192}
+GPT2_XL = {**GPT2, "n_embd": 1600, "n_layer": 48, "n_head": 25}
+LLAMA_TINY = {
+    **_LLAMA,
+    "hidden_size": 320,
+    "intermediate_size": 700,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 5,
+    "vocab_size": 1000,
+}
+LLAMA_WIDE = {
+    **_LLAMA,
+    "hidden_size": 512,
+    "intermediate_size": 1344,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 2048,
+}
+GPT2_TINY = {**GPT2, "n_embd": 320, "n_layer": 3, "n_head": 5, "vocab_size": 1000, "n_positions": 512}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement.  where: `cpu:N` devices, a TPU topology, or `deepspeed:N` processes."""
+
+    name: str
+    where: str
+    model: dict[str, Any]
+    sequence: int
+    batch: int
+    micro: int
+    parallel: dict[str, int] = field(default_factory=dict)
+    precision: str = "bf16"
+    jax: dict[str, Any] = field(default_factory=dict)
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def devices(self) -> int:
+        """Devices or processes."""
+        sizes = 1
+        for size in self.parallel.values():
+            sizes *= size
+        return sizes
+
+    def config(self) -> dict[str, Any]:
+        """The run file."""
+        return {
+            "name": self.name,
+            "model": self.model,
+            "data": {
+                "tokenizer": {"train": "bpe", "vocab_size": self.model["vocab_size"]},
+                "sequence_length": self.sequence,
+            },
+            "optimizer": {"learning_rate": 1e-3},
+            "training": {
+                "steps": 1,
+                "global_batch": self.batch,
+                "micro_batch": self.micro,
+                "precision": self.precision,
+            },
+            "parallel": {"data": 1, **self.parallel},
+            "jax": self.jax,
+            "deepspeed": self.deepspeed,
+        }
+
+
+def _cpu(name: str, model: dict[str, Any], sequence: int, batch: int, micro: int, remat: str, **parallel: int) -> Case:
+    devices = Case("", "", model, 0, 0, 0, parallel).devices
+    return Case(name, f"cpu:{devices}", model, sequence, batch, micro, parallel, "fp32", {"remat": remat, "attention": "xla"})
+
+
+def _tpu(
+    name: str, where: str, model: dict[str, Any], sequence: int, batch: int, micro: int, remat: str, **parallel: int
+) -> Case:
+    return Case(name, where, model, sequence, batch, micro, parallel, "bf16", {"remat": remat})
+
+
+def _ds(
+    name: str, model: dict[str, Any], sequence: int, batch: int, micro: int, precision: str, stage: int, world: int, **more: Any
+) -> Case:
+    parallel = {"fsdp": world} if stage else {"data": world}
+    return Case(
+        name, f"deepspeed:{world}", model, sequence, batch, micro, parallel, precision, {}, {"zero_stage": stage, **more}
+    )
+
+
+CPU = (
+    _cpu("llama, full", LLAMA_SMALL, 384, 4, 4, "full"),
+    _cpu("llama, none", LLAMA_SMALL, 384, 4, 4, "none"),
+    _cpu("llama, dots", LLAMA_SMALL, 384, 4, 4, "dots"),
+    _cpu("llama, 2 micro-batches", LLAMA_SMALL, 384, 8, 4, "full"),
+    _cpu("llama 100M, fsdp 8", LLAMA_100M, 512, 8, 1, "full", fsdp=8),
+    _cpu("llama 100M, fsdp 4 x tensor 2", LLAMA_100M, 512, 8, 2, "full", fsdp=4, tensor=2),
+    _cpu("llama 100M, tensor 4", LLAMA_100M, 512, 2, 2, "none", tensor=4),
+    _cpu("llama 100M, data 2 x fsdp 2 x tensor 2", LLAMA_100M, 256, 8, 2, "none", data=2, fsdp=2, tensor=2),
+    _cpu("gpt2, none", GPT2_SMALL, 512, 4, 4, "none"),
+    _cpu("gpt2, data 4, dots", GPT2_SMALL, 512, 8, 2, "dots", data=4),
+)
+TPU = (
+    _tpu("1B, fsdp 8, full", "v5e:2x4", LLAMA_1B, 2048, 8, 1, "full", fsdp=8),
+    _tpu("1B, fsdp 8, dots", "v5e:2x4", LLAMA_1B, 2048, 8, 1, "dots", fsdp=8),
+    _tpu("1B, fsdp 8, none", "v5e:2x4", LLAMA_1B, 1024, 8, 1, "none", fsdp=8),
+    _tpu("8B, fsdp 16, full", "v6e:4x4", LLAMA_8B, 2048, 16, 1, "full", fsdp=16),
+    _tpu("gpt2, data 4, none", "v5e:2x2", GPT2, 1024, 16, 4, "none", data=4),
+    _tpu("1B, fsdp 4 x tensor 4", "v5e:4x4", LLAMA_1B, 2048, 16, 4, "full", fsdp=4, tensor=4),
+    _tpu("1B, 4 micro-batches", "v5e:2x4", LLAMA_1B, 2048, 32, 1, "full", fsdp=8),
+    _tpu("70B, fsdp 32 x tensor 4", "v5p:4x4x8", LLAMA_70B, 2048, 32, 1, "full", fsdp=32, tensor=4),
+    _tpu("8B, fsdp 8, dots", "v5p:2x2x2", LLAMA_8B, 2048, 8, 1, "dots", fsdp=8),
+    _tpu("gpt2 xl, fsdp 8", "v4:2x2x2", GPT2_XL, 1024, 16, 2, "full", fsdp=8),
+    _tpu("8B, fsdp 8", "tpu7x:2x2x1", LLAMA_8B, 2048, 8, 1, "full", fsdp=8),
+    _tpu("8B, fsdp 16, sequence 4,096", "v6e:4x4", LLAMA_8B, 4096, 16, 1, "full", fsdp=16),
+)
+DEEPSPEED = (
+    _ds("llama, stage 0", LLAMA_TINY, 448, 4, 4, "fp32", 0, 1),
+    _ds("llama, stage 0, bf16", LLAMA_TINY, 448, 4, 4, "bf16", 0, 1),
+    _ds("llama, eager attention", LLAMA_TINY, 448, 4, 4, "bf16", 0, 1, attention="eager"),
+    _ds("llama, activation checkpointing", LLAMA_TINY, 448, 4, 4, "fp32", 0, 1, activation_checkpointing=True),
+    _ds("gpt2, stage 0", GPT2_TINY, 448, 4, 4, "fp32", 0, 1),
+    _ds("llama, stage 1", LLAMA_WIDE, 512, 2, 1, "fp32", 1, 2),
+    _ds("llama, stage 2", LLAMA_WIDE, 512, 2, 1, "fp32", 2, 2),
+    _ds("llama, stage 3", LLAMA_WIDE, 512, 2, 1, "fp32", 3, 2),
+    _ds("llama, stage 1, bf16", LLAMA_WIDE, 512, 2, 1, "bf16", 1, 2),
+    _ds("llama, stage 2, bf16", LLAMA_WIDE, 512, 4, 1, "bf16", 2, 2),
+    _ds("llama, stage 3, bf16", LLAMA_WIDE, 512, 4, 1, "bf16", 3, 2),
+    _ds("gpt2, stage 2, bf16", GPT2_TINY, 448, 4, 2, "bf16", 2, 2),
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------- predicted
+
+
+def predicted(case: Case) -> tuple[float, float]:
+    """Bytes that the planner expects at the peak, and the constant that is taken off both sides."""
+    from jaxllm.config import RunConfig
+    from jaxllm.families import resolve_model
+    from jaxllm.planning.deepspeed_memory import bucket_bytes, deepspeed_memory
+    from jaxllm.planning.jax_memory import jax_memory
+    from jaxllm.planning.setting import setting_of
+
+    config = RunConfig.model_validate(case.config())
+    model = resolve_model(config.model)
+    if case.where.startswith("deepspeed"):
+        setting = setting_of(config, "deepspeed", case.devices, config.deepspeed.attention)
+        constant = bucket_bytes(setting)
+        return deepspeed_memory(model, setting, cuda=False).peak - constant, constant
+    cpu = case.where.startswith("cpu")
+    setting = setting_of(config, "jax", case.devices, "xla" if cpu else "splash")
+    return jax_memory(model, setting, "cpu" if cpu else "tpu").peak, 0.0
+
+
+# ----------------------------------------------------------------------------------------------------------------- measured
+
+
+def measure_jax(case: Case) -> dict[str, float]:
+    """XLA's own analysis of the compiled step, in this process."""
+    import jax
+
+    if case.where.startswith("cpu"):
+        jax.config.update("jax_num_cpu_devices", case.devices)
+    from jaxllm.config import RunConfig
+    from jaxllm.families import resolve_model
+    from jaxllm.jax_backend.assembly import assemble
+    from jaxllm.run import Run
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    config = RunConfig.model_validate(case.config())
+    run = Run(config, resolve_model(config.model), 1)
+    mesh = _mesh(case)
+    parts = assemble(run, mesh)
+    analysis = parts.train_step.lower(*_arguments(parts, run, mesh)).compile().memory_analysis()  # type: ignore[attr-defined]
+    arguments = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    on_cpu = float(arguments + analysis.temp_size_in_bytes)
+    return {"peak": on_cpu if case.where.startswith("cpu") else float(analysis.peak_memory_in_bytes)}
+
+
+def _mesh(case: Case) -> Any:
+    """The case's mesh on virtual CPU devices or on a topology that is not there."""
+    import jax
+    from jax.experimental import mesh_utils, topologies
+    from jax.sharding import AxisType, Mesh
+
+    from jaxllm.jax_backend.sharding import MESH_AXES
+
+    shape = tuple(case.parallel.get(axis, 1) for axis in MESH_AXES)
+    kinds = (AxisType.Auto,) * len(MESH_AXES)
+    if case.where.startswith("cpu"):
+        return jax.make_mesh(shape, MESH_AXES, axis_types=kinds, devices=jax.devices()[: case.devices])
+    options = {"chip_config_name": "megacore"} if case.where.startswith("v4") else {}
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=case.where, **options).devices
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, MESH_AXES, axis_types=kinds)
+
+
+def _arguments(parts: Any, run: Any, mesh: Any) -> tuple[Any, ...]:
+    """The arguments of a training step, as shapes."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxllm.config import resolve_batch
+    from jaxllm.jax_backend.optimizer import Moments, StepScalars
+    from jaxllm.jax_backend.sharding import Layout, data_parallel
+    from jaxllm.jax_backend.step import DeviceBatch
+
+    master, layout = parts.network.runtime.policy.master, Layout(mesh)
+    params = {
+        path: jax.ShapeDtypeStruct(leaf.shape, master, sharding=parts.shardings[path])
+        for path, leaf in parts.network.shapes.items()
+    }
+    plan = resolve_batch(run.config, data_parallel(mesh))
+    shape = (plan.accumulation, plan.micro_batch * data_parallel(mesh), run.config.data.sequence_length)
+    rows = layout.sharding(None, "batch", "sequence")
+    dtypes = (jnp.int32, jnp.int32, jnp.float32, jnp.int32, jnp.int32)
+    batch = DeviceBatch(*(jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for dtype in dtypes))  # type: ignore[arg-type]
+    scalar = jax.ShapeDtypeStruct((), master, sharding=layout.whole)
+    step = jax.ShapeDtypeStruct((), jnp.uint32, sharding=layout.whole)
+    return params, Moments(dict(params), dict(params)), batch, StepScalars(*(scalar for _ in StepScalars._fields)), step
+
+
+def measure_deepspeed_here(case: Case) -> dict[str, float]:
+    """Peak of live allocations over the start and two steps of this process, one of the case's."""
+    import numpy as np
+    from torch.profiler import ProfilerActivity, profile
+
+    from jaxllm.backend import Hyper
+    from jaxllm.config import RunConfig
+    from jaxllm.data.batch import Batch
+    from jaxllm.families import resolve_model
+    from jaxllm.run import Run
+    from jaxllm.torch_backend import DeepSpeedBackend
+
+    config = RunConfig.model_validate(case.config())
+    run = Run(config, resolve_model(config.model), 1)
+    backend = DeepSpeedBackend()
+    rows = case.batch // case.devices
+    tokens = np.random.default_rng(backend.shard.index).integers(0, case.model["vocab_size"], (rows, case.sequence + 1))
+    ones = np.ones((rows, case.sequence), np.int32)
+    positions = np.broadcast_to(np.arange(case.sequence, dtype=np.int32), ones.shape).copy()
+    inputs, targets = (tokens[:, part].astype(np.int32) for part in (slice(0, -1), slice(1, None)))
+    batch = Batch(inputs, targets, ones.astype(np.float32), positions, ones)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        backend.start(run, None)
+        for step in range(2):
+            backend.step(batch, Hyper(1e-3, 0.1 * (step + 1), 0.05 * (step + 1)))
+    return {"peak": float(max(_live(found)))}
+
+
+def _live(found: Any) -> Iterator[int]:
+    """Bytes alive after each allocation and free that the profiler has seen."""
+
+    def visit(nodes: Any) -> Iterator[tuple[int, int, int]]:
+        for node in nodes:
+            if node.tag.name == "Allocation":
+                yield node.start_time_ns, node.typed[1].alloc_size, node.typed[1].ptr
+            yield from visit(node.children)
+
+    alive: dict[int, int] = {}
+    total = 0
+    for _, size, address in sorted(visit(found.profiler.kineto_results.experimental_event_tree())):
+        total -= alive.pop(address, 0)
+        if size > 0:
+            alive[address] = size
+            total += size
+        yield total
+
+
+def measure_deepspeed(case: Case) -> dict[str, float]:
+    """The peak of the case's first process."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    workers = []
+    for rank in range(case.devices):
+        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.devices, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        environment = {**os.environ, **{key: str(value) for key, value in group.items()}, "OMP_NUM_THREADS": "1"}
+        workers.append(_start(case, {**environment, "JAX_PLATFORMS": "cpu"}))
+    found = [_finish(worker) for worker in workers]
+    return found[0]
+
+
+# --------------------------------------------------------------------------------------------------------------- processes
+
+
+def _start(case: Case, environment: dict[str, str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "benchmarks.planner", "--worker", case.where, "--case", case.name]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _finish(worker: subprocess.Popen[str]) -> dict[str, float]:
+    output, errors = worker.communicate()
+    marked = [line for line in output.splitlines() if line.startswith("@@")]
+    if not marked:
+        raise RuntimeError(errors[-2000:])
+    found: dict[str, float] = json.loads(marked[0][2:])
+    return found
+
+
+def measure(case: Case) -> dict[str, float]:
+    """The case measured, in processes of its own."""
+    if case.where.startswith("deepspeed"):
+        return measure_deepspeed(case)
+    # Several programs on one machine may load libtpu, which only compiles here.
+    quiet = {"JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    return _finish(_start(case, {**os.environ, **quiet, "TPU_ACCELERATOR_TYPE": "v5p-8"}))
+
+
+def compare(case: Case) -> dict[str, Any]:
+    """One line of the table."""
+    expected, constant = predicted(case)
+    found = measure(case)["peak"] - constant
+    return {
+        "name": case.name,
+        "where": case.where,
+        "predicted": round(expected),
+        "measured": round(found),
+        "error": round(expected / found - 1, 4),
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------------- main
+
+
+def main() -> None:
+    """Measure, print, and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("cpu", "tpu", "deepspeed", "flops"), action="append")
+    parser.add_argument("--case")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if arguments.worker is not None:
+        case = next(each for each in (*CPU, *TPU, *DEEPSPEED) if (each.name, each.where) == (arguments.case, arguments.worker))
+        found = measure_deepspeed_here(case) if case.where.startswith("deepspeed") else measure_jax(case)
+        print("@@" + json.dumps(found), flush=True)
+        os._exit(0)  # without the frameworks' long farewell
+    results: dict[str, Any] = {}
+    for kind, cases in (("cpu", CPU), ("tpu", TPU), ("deepspeed", DEEPSPEED)):
+        if arguments.only and kind not in arguments.only:
+            continue
+        results[kind] = []
+        for case in cases:
+            if arguments.case in (None, case.name):
+                line = compare(case)
+                results[kind].append(line)
+                print(_said(line), flush=True)
+        errors = [abs(line["error"]) for line in results[kind]]
+        if errors:
+            print(f"{kind}: {len(errors)} cases, largest error {max(errors):.1%} (bound {BOUND:.0%})", flush=True)
+    if not arguments.only or "flops" in arguments.only:
+        from benchmarks.planner_flops import compare_flops
+
+        results["flops"] = compare_flops()
+        for line in results["flops"]:
+            print(f"{line['name']:44} {line['measured']:.5g} FLOPs, predicted {line['predicted']:.5g} ({line['error']:+.2%})")
+    write(arguments.json, results)
+
+
+def _said(line: dict[str, Any]) -> str:
+    sizes = f"measured {line['measured'] / 2**20:10.1f} MiB, predicted {line['predicted'] / 2**20:10.1f} MiB"
+    return f"{line['where']:12} {line['name']:40} {sizes} ({line['error']:+.1%})"
+
+
+if __name__ == "__main__":
+    main()
