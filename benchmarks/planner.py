@@ -126,7 +126,7 @@ class Case:
     def config(self) -> dict[str, Any]:
         """The run file."""
         return {
-            "name": self.name,
+            "name": "planner",
             "model": self.model,
             "data": {
                 "tokenizer": {"train": "bpe", "vocab_size": self.model["vocab_size"]},
@@ -216,12 +216,13 @@ def predicted(case: Case) -> tuple[float, float]:
     from jaxllm.families import resolve_model
     from jaxllm.planning.deepspeed_memory import bucket_bytes, deepspeed_memory
     from jaxllm.planning.jax_memory import jax_memory
+    from jaxllm.planning.search import torch_attention
     from jaxllm.planning.setting import setting_of
 
     config = RunConfig.model_validate(case.config())
     model = resolve_model(config.model)
     if case.where.startswith("deepspeed"):
-        setting = setting_of(config, "deepspeed", case.devices, config.deepspeed.attention)
+        setting = setting_of(config, "deepspeed", case.devices, torch_attention(config, model))
         constant = bucket_bytes(setting)
         return deepspeed_memory(model, setting, cuda=False).peak - constant, constant
     cpu = case.where.startswith("cpu")

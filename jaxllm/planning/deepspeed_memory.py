@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from jaxllm.families import Model
 from jaxllm.families.spec import ModelSpec
 from jaxllm.planning.memory import Memory, Moment, moment
-from jaxllm.planning.setting import Setting
+from jaxllm.planning.setting import Setting, axes_of
 
 BUCKET = 200_000_000
 """Elements of `reduce_bucket_size` in the DeepSpeed config that jaxllm writes."""
@@ -109,7 +109,7 @@ def bucket_bytes(setting: Setting) -> float:
 
 def _sizes(model: Model, setting: Setting) -> _Sizes:
     tensor = setting.parallel.tensor
-    parameters = float(sum(torch_elements(rule.parameters, rule.axes, tensor) for rule in model.rules))
+    parameters = float(sum(torch_elements(rule.parameters, axes_of(rule), tensor) for rule in model.rules))
     shards = _shards(setting) if setting.zero_stage else 1
     spec, tokens = model.spec, float(setting.tokens)
     layer = tokens * layer_bytes(model, setting)
@@ -130,9 +130,9 @@ def _sizes(model: Model, setting: Setting) -> _Sizes:
     )
 
 
-def torch_elements(elements: int, axes: tuple[str, ...], tensor: int) -> float:
+def torch_elements(elements: int, axes: frozenset[str], tensor: int) -> float:
     """Elements of a weight on one process: AutoTP cuts the layers' matrices, and neither embeddings nor the output head."""
-    cut = "vocab" not in axes and bool({"heads", "kv_heads", "mlp"} & set(axes))
+    cut = "vocab" not in axes and bool({"heads", "kv_heads", "mlp"} & axes)
     return elements / tensor if cut else elements
 
 

@@ -25,7 +25,7 @@ from jaxllm.families import Model
 from jaxllm.families.spec import ModelSpec
 from jaxllm.planning.deepspeed_memory import norms
 from jaxllm.planning.memory import Memory, moment
-from jaxllm.planning.setting import Setting, cut_elements
+from jaxllm.planning.setting import Setting, axes_of, cut_elements
 
 Platform = Literal["tpu", "gpu", "cpu"]
 
@@ -118,7 +118,7 @@ def _counts(model: Model, setting: Setting) -> _Counts:
         layers=float(sum(size for rule, size in held if rule.layers)),
         table=float(sum(size for rule, size in held if not rule.layers)),
         whole_layer=sum(size / rule.layers for rule, size in gathered if rule.layers),
-        whole_table=float(max(size for rule, size in gathered if "vocab" in rule.axes)),
+        whole_table=float(max(size for rule, size in gathered if "vocab" in axes_of(rule))),
     )
 
 

@@ -28,6 +28,8 @@ def lines(plan: Plan, best: int = 3) -> Iterator[str]:
 
 def large(value: float) -> str:
     """`6.15 billion`."""
+    if value < 0.01:
+        return "under 0.01"
     unit, name = next(((unit, name) for unit, name in _NUMBERS if value >= unit), (1.0, ""))
     return f"{value / unit:.3g} {name}".strip()
 

@@ -43,7 +43,7 @@ class Found:
 def attention_of(config: RunConfig, model: Model, backend: BackendName, devices: Devices) -> str:
     """The attention kernel a run would use on these devices."""
     if backend == "deepspeed":
-        return config.deepspeed.attention
+        return torch_attention(config, model)
     wanted = getattr(config.jax, "attention", "xla")
     if wanted != "auto":
         return str(wanted)
@@ -52,6 +52,13 @@ def attention_of(config: RunConfig, model: Model, backend: BackendName, devices:
     if devices.chip.kind == "tpu":
         return "splash" if config.data.sequence_length % 128 == 0 else "xla"
     return "cudnn" if config.training.precision == "bf16" and "MI300" not in devices.chip.name else "xla"
+
+
+def torch_attention(config: RunConfig, model: Model) -> str:
+    """The Hugging Face model's attention: `auto` is sdpa, but for models that cap their scores."""
+    wanted = config.deepspeed.attention
+    capped = any(attention.softcap for attention in model.spec.attentions)
+    return ("eager" if capped else "sdpa") if wanted == "auto" else wanted
 
 
 def backends_on(devices: Devices) -> tuple[BackendName, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -91,6 +92,8 @@ class Setting:
         said = []
         for key, value in wanted.items():
             section, name = key.split(".")
+            if key == "parallel.data" and config.parallel.data == -1:  # it takes what the others leave
+                continue
             if value != getattr(getattr(config, section), name, "none"):
                 said.append(f"{key}={str(value).lower()}")
         return tuple(said)
@@ -162,10 +165,18 @@ def one_device(setting: Setting) -> Setting:
 _TENSOR_AXES = frozenset({"heads", "kv_heads", "mlp", "vocab"})
 
 
+def axes_of(rule: WeightRule) -> frozenset[str]:
+    """Logical axes of a weight, over all its Flax tensors."""
+    return frozenset(axis for axes in rule.axes for axis in axes) - {"layers"}
+
+
 def cut_elements(rule: WeightRule, fsdp: int, tensor: int, expert: int) -> int:
     """Elements of a weight that one device of a JAX mesh holds: as `jaxllm.jax_backend.sharding` cuts it."""
-    axes = set(rule.axes) - {"layers"}
-    ways = tensor if axes & _TENSOR_AXES else 1
-    ways *= expert if "expert" in axes or "experts" in axes else 1
-    ways *= fsdp if any(rule.sizes[axis] % fsdp == 0 for axis in axes) else 1
-    return -(-rule.parameters // ways)
+    held = 0
+    for axes, shape in zip(rule.axes, rule.flax_shapes, strict=True):
+        names = set(axes) - {"layers"}
+        ways = tensor if names & _TENSOR_AXES else 1
+        ways *= expert if "experts" in names else 1
+        ways *= fsdp if any(rule.sizes[axis] % fsdp == 0 for axis in names) else 1
+        held += -(-math.prod(shape) // ways)
+    return held

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import jax
 import pytest
 
 from jaxllm.config import RunConfig
@@ -24,17 +24,18 @@ def test_elements_of_a_device_are_those_of_the_real_shardings(model: dict[str, A
     run = make_run(model, parallel={"data": 1, **parallel}, jax={"cpu_devices": 8})
     shardings = parameter_shardings(run.model.rules, create_mesh(run.config))
     for rule in run.model.rules:
-        for path in rule.paths:
-            shard = shardings[path].shard_shape(rule.flax_shape)
-            real = len(rule.paths) * jax.numpy.zeros(shard).size
-            assert cut_elements(rule, parallel.get("fsdp", 1), parallel.get("tensor", 1), 1) == real, (path, shard)
+        shards = [shardings[path].shard_shape(shape) for path, shape in zip(rule.paths, rule.flax_shapes, strict=True)]
+        real = sum(math.prod(shard) for shard in shards)
+        assert cut_elements(rule, parallel.get("fsdp", 1), parallel.get("tensor", 1), 1) == real, rule.name
 
 
 def test_a_run_file_becomes_a_setting() -> None:
     config = config_of(parallel={"data": -1, "fsdp": 2}, training={"micro_batch": 2}, jax={"remat": "full"})
     setting = setting_of(config, "jax", 8, "xla")
     assert (setting.parallel.data, setting.groups, setting.accumulation, setting.tokens) == (4, 8, 1, 64)
-    assert setting.overrides(config) == ("parallel.data=4",)
+    assert setting.overrides(config) == ()
+    other = setting_of(config_of(parallel={"data": 2, "fsdp": 4}), "jax", 8, "xla")
+    assert other.overrides(config) == ("parallel.fsdp=4", "jax.remat=none")
 
 
 def test_a_mesh_of_another_number_of_devices_is_refused() -> None:
