@@ -310,6 +310,9 @@ class JaxConfig(Section):
     attention: AttentionName = Field(
         "auto", description="Attention kernel; auto: splash on TPU, cudnn on NVIDIA GPUs in bf16, else xla."
     )
+    attention_block: Annotated[int, Field(ge=128, multiple_of=128)] | None = Field(
+        None, description="Queries and keys that splash attention works on at once; default: by generation of TPU."
+    )
     remat: RematPolicy | tuple[str, ...] = Field(
         "none",
         description="What each layer keeps for its backward pass. none: everything; full: its input; dots: products; "

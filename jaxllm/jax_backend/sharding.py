@@ -94,11 +94,11 @@ def parameter_shardings(rules: Sequence[WeightRule], mesh: Mesh) -> dict[str, Na
 
     Raises ConfigError, naming mesh axis, dimension and size, when a dimension that must be cut cannot be cut evenly.
     """
-    return {leaf.path: NamedSharding(mesh, _parameter_spec(leaf.axes, leaf.shape, mesh.shape)) for leaf in flax_leaves(rules)}
+    return {leaf.path: NamedSharding(mesh, parameter_spec(leaf.axes, leaf.shape, mesh.shape)) for leaf in flax_leaves(rules)}
 
 
-def _parameter_spec(axes: Sequence[str], shape: Sequence[int], mesh: Mapping[str, int]) -> PartitionSpec:
-    """Each axis as the table says; what cannot be cut there is cut along another axis of the same parameter."""
+def parameter_spec(axes: Sequence[str], shape: Sequence[int], mesh: Mapping[str, int]) -> PartitionSpec:
+    """Of a parameter with these logical axes: each as the table says; what cannot be cut there is cut along another axis."""
     cut: dict[str, tuple[str, ...]] = {}
     homeless: list[tuple[str, str, int]] = []
     for axis, size in zip(axes, shape, strict=True):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
+import jax
 from jax.sharding import Mesh
 
-from jaxllm.config.schema import AttentionName
+from jaxllm.config.schema import AttentionName, JaxConfig
 from jaxllm.errors import ConfigError
 from jaxllm.families.spec import AttentionSpec
 from jaxllm.jax_backend.attention.cudnn import check_cudnn, cudnn_attention
@@ -19,29 +21,32 @@ from jaxllm.jax_backend.precision import Policy
 _FASTEST: Mapping[str, AttentionName] = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
 
 
-def kernel_of(wanted: AttentionName, spec: AttentionSpec, length: int, policy: Policy, mesh: Mesh) -> AttentionKernel:
+def kernel_of(config: JaxConfig, spec: AttentionSpec, length: int, policy: Policy, mesh: Mesh) -> AttentionKernel:
     """The kernel for rows of `length` tokens: the one asked for, or with `auto` the platform's fastest that can do it.
 
     A mesh that splits the sequence has the ring.  ConfigError when the kernel asked for cannot.
     """
     if mesh.shape[RING] > 1:
-        check_ring(spec, wanted, mesh.shape[RING])
+        check_ring(spec, config.attention, mesh.shape[RING])
         return ring_attention
-    platform = mesh.devices.flat[0].platform
-    if wanted != "auto":
-        return _checked(wanted, spec, length, policy, platform)
+    device = mesh.devices.flat[0]
+    if config.attention != "auto":
+        return _checked(config.attention, config.attention_block, spec, length, policy, device)
     try:
-        return _checked(_FASTEST.get(platform, "xla"), spec, length, policy, platform)
+        return _checked(_FASTEST.get(device.platform, "xla"), config.attention_block, spec, length, policy, device)
     except ConfigError:
         return xla_attention
 
 
-def _checked(name: AttentionName, spec: AttentionSpec, length: int, policy: Policy, platform: str) -> AttentionKernel:
+def _checked(
+    name: AttentionName, block: int | None, spec: AttentionSpec, length: int, policy: Policy, device: jax.Device
+) -> AttentionKernel:
+    platform = device.platform
     if name == "splash":
-        from jaxllm.jax_backend.attention.splash import check_splash, splash_attention
+        from jaxllm.jax_backend.attention.splash import blocks_for, check_splash, splash_attention
 
         check_splash(spec, length, policy.compute)
-        return splash_attention
+        return partial(splash_attention, blocks=blocks_for(device.device_kind, length, block))
     if name == "cudnn":
         check_cudnn(spec, policy.compute, platform)
         return cudnn_attention

@@ -83,7 +83,7 @@ def splash_attention(
         return xla_attention(query_BSHD, key_BTKD, value_BTKD, visibility, spec, runtime, dropout_key)
     check_splash(spec if dropout_key is not None else replace(spec, dropout=0.0), queries, runtime.policy.compute)
     device = runtime.layout.mesh.devices.flat[0]
-    sizes = _fitted(blocks or BLOCKS.get(device.device_kind, _ELSEWHERE), queries, keys)
+    sizes = _fitted(blocks or blocks_for(device.device_kind, queries), queries, keys)
     kernel = _kernel(heads // kv_heads, queries, keys, spec.causal, spec.window, spec.softcap, sizes, device.platform != "tpu")
     segments = () if visibility.query_segments is None else (visibility.query_segments, visibility.key_segments)
 
@@ -128,6 +128,14 @@ def check_splash(spec: AttentionSpec, length: int, dtype: np.dtype) -> None:
         )
     if dtype.itemsize > 4:
         raise ConfigError("jax.attention", "splash computes its softmax in float32; use xla with training.precision fp64")
+
+
+def blocks_for(device_kind: str, length: int, block: int | None = None) -> Blocks:
+    """The blocks of a generation for rows of `length` tokens.  block: of queries and keys, instead of the table's."""
+    row = BLOCKS.get(device_kind, _ELSEWHERE)
+    if block is not None:
+        row = replace(row, query=block, key=block, back_query=block, back_key=block)
+    return _fitted(row, length, length)
 
 
 def _fitted(blocks: Blocks, queries: int, keys: int) -> Blocks:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxllm.jax_backend.gathering import gathered
 from jaxllm.jax_backend.model.parameter import parameter
 from jaxllm.jax_backend.model.runtime import Runtime
 
@@ -18,11 +19,13 @@ class Linear(nnx.Module):
     def __init__(self, shape: Sequence[int], axes: Sequence[str], bias: bool, runtime: Runtime, inputs: int = 1) -> None:
         self.kernel = parameter(shape, axes, runtime)
         self.bias = parameter(shape[inputs:], axes[inputs:], runtime) if bias else None
+        self.axes = tuple(axes)
         self.inputs = inputs
         self.runtime = runtime
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.tensordot(x, self.kernel[...], axes=self.inputs, precision=self.runtime.policy.matmul)
+        kernel = gathered(self.kernel[...], self.axes, self.runtime.layout.mesh)
+        y = jnp.tensordot(x, kernel, axes=self.inputs, precision=self.runtime.policy.matmul)
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -31,15 +34,16 @@ class Embedding(nnx.Module):
 
     def __init__(self, rows: int, size: int, axes: Sequence[str], runtime: Runtime) -> None:
         self.embedding = parameter((rows, size), axes, runtime)
-        self.rows_axis = axes[0]
+        self.axes = tuple(axes)
         self.runtime = runtime
 
     def __call__(self, indices: jax.Array) -> jax.Array:
         # Looked up with whole rows: rows that are cut would come out cut along the hidden dimension by devices that should
         # hold other sequences, and the compiler would gather all of them to sort that out.
-        table = self.runtime.layout.constrain(self.embedding[...], self.rows_axis, "hidden")
+        table = gathered(self.embedding[...], self.axes, self.runtime.layout.mesh)
         return jnp.take(table, indices, axis=0)
 
     def attend(self, x_BSE: jax.Array) -> jax.Array:
         """Logits (B, S, rows)."""
-        return jnp.einsum("bse,ve->bsv", x_BSE, self.embedding[...], precision=self.runtime.policy.matmul)
+        table = gathered(self.embedding[...], self.axes, self.runtime.layout.mesh)
+        return jnp.einsum("bse,ve->bsv", x_BSE, table, precision=self.runtime.policy.matmul)

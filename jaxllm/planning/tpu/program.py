@@ -1,16 +1,18 @@
 """A compiled step as a list of what it executes: operations with the compiler's own estimate of cycles, and what has none.
 
 The compiler writes `estimated_cycles` beside every fusion it made; the sum over a step, with loops run as often as they run, is
-the compiler's own clock.  Kernels (Pallas), collectives and copies to the host have no estimate: they are listed with what a
-model of them needs, collectives together with the cycles of the work that the schedule puts between their start and end.
+the compiler's own clock.  Kernels (Pallas), collectives and copies to the host have no estimate: `Costs` models them.  The
+schedule is played through: an asynchronous collective waits for its links, runs beside what is scheduled before its end, and
+only what is left of it then keeps the core waiting (it is `exposed`).
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from jaxllm.planning.tpu.groups import Group, groups, mesh_axes
 from jaxllm.planning.tpu.hlo import Array, Computation, Instruction, Module, arrays
@@ -47,42 +49,59 @@ class Operation:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A Pallas kernel.  name: as its author called it.  operands: shapes of what it reads."""
+    """A Pallas kernel.  name: as its author called it.  cycles and flops: of one execution, by the model."""
 
     name: str
     source: str
     phase: str
     times: int
     cycles: float
-    operands: tuple[Array, ...]
+    flops: float
 
 
 @dataclass(frozen=True)
 class Collective:
-    """A collective.  bytes: of the whole array (gathered, reduced, or sent).  covered: cycles of work scheduled beside it.
+    """A collective.  size: bytes of the whole array (gathered, reduced, or sent).  received: bytes that a device receives.
 
-    asynchronous: whether the schedule starts it before it waits for it.
+    cycles: of one execution by itself.  exposed: of those, what the core waits for.
     """
 
     kind: str
     axes: str
-    members: tuple[Group, ...]
     source: str
     phase: str
     times: int
-    bytes: float
-    asynchronous: bool
-    covered: float
+    size: float
+    received: float
+    cycles: float
+    exposed: float
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """A copy between HBM and the host's memory.  covered: cycles of work scheduled beside it."""
+    """A copy between HBM and the host's memory; cycles and exposed as of a collective."""
 
     to_host: bool
     times: int
-    bytes: float
-    covered: float
+    size: float
+    cycles: float
+    exposed: float
+
+
+class Costs(Protocol):
+    """A model of what the compiler does not estimate."""
+
+    def kernel(self, op_name: str, operands: tuple[Array, ...]) -> tuple[float, float]:
+        """Cycles and FLOPs of a Pallas kernel."""
+        ...
+
+    def collective(self, kind: str, members: list[Group], size: float) -> tuple[float, float]:
+        """Cycles, and bytes that a device receives."""
+        ...
+
+    def transfer(self, size: float) -> float:
+        """Cycles of a copy between HBM and the host."""
+        ...
 
 
 @dataclass
@@ -101,60 +120,111 @@ class Program:
         return sum(each.cycles * each.times for each in self.operations)
 
     @property
+    def kernel_cycles(self) -> float:
+        """Cycles in Pallas kernels, by the model."""
+        return sum(each.cycles * each.times for each in self.kernels)
+
+    @property
+    def communication(self) -> list[Collective | Transfer]:
+        """Collectives, and copies to and from the host."""
+        return [*self.collectives, *self.transfers]
+
+    @property
+    def exposed_cycles(self) -> float:
+        """Cycles the core waits for communication."""
+        return sum(each.exposed * each.times for each in self.communication)
+
+    @property
     def matmul_flops(self) -> int:
         """FLOPs of matrix products of a step, recomputation included, kernels excluded."""
         return sum(each.flops * each.times for each in self.operations)
 
+    @property
+    def kernel_flops(self) -> float:
+        """FLOPs of Pallas kernels of a step."""
+        return sum(each.flops * each.times for each in self.kernels)
 
-KernelCycles = Callable[[str, tuple[Array, ...]], float]
 
-
-def read_program(module: Module, mesh: Mapping[str, int], kernel_cycles: KernelCycles) -> Program:
-    """Walk a module from its entry.
-
-    mesh: sizes of the run's mesh axes, outermost first.  kernel_cycles: a model of a kernel's cycles by its name and operands.
-    """
+def read_program(module: Module, mesh: Mapping[str, int], costs: Costs) -> Program:
+    """Walk a module from its entry.  mesh: sizes of the run's mesh axes, outermost first."""
     program = Program()
-    _Walk(module, mesh, kernel_cycles, program).computation(module.entry, 1)
+    _Walk(module, mesh, costs, program).computation(module.entry, 1)
     return program
 
 
-@dataclass
-class _Open:
-    """Something asynchronous that has begun: where the clock stood, and how to record it once it ends."""
+@dataclass(frozen=True)
+class _Communication:
+    """A collective or a host copy that the walk has met.  queue: the links it needs, which do one thing at a time."""
 
-    began: float
-    record: Callable[[float], None]
+    queue: str
+    cycles: float
+    finished: Collective | Transfer  # with exposed still to be filled in
+
+
+class _Schedule:
+    """The clock of one computation and what runs beside it."""
+
+    def __init__(self) -> None:
+        self.clock = 0.0
+        self._free: dict[str, float] = {}
+        self._begun: dict[str, tuple[float, _Communication]] = {}
+
+    def begin(self, name: str, what: _Communication) -> None:
+        """Something asynchronous starts as soon as its links are free."""
+        end = max(self.clock, self._free.get(what.queue, 0.0)) + what.cycles
+        self._free[what.queue] = end
+        self._begun[name] = (end, what)
+
+    def wait(self, name: str) -> tuple[_Communication, float] | None:
+        """The core waits for what was begun under `name`; for how long."""
+        if name not in self._begun:
+            return None
+        end, what = self._begun.pop(name)
+        waited = max(0.0, end - self.clock)
+        self.clock += waited
+        return what, waited
+
+    def left(self) -> list[str]:
+        """What was begun and never waited for by name."""
+        return list(self._begun)
 
 
 class _Walk:
-    def __init__(self, module: Module, mesh: Mapping[str, int], kernel_cycles: KernelCycles, program: Program) -> None:
+    def __init__(self, module: Module, mesh: Mapping[str, int], costs: Costs, program: Program) -> None:
         self._module = module
         self._mesh = mesh
-        self._devices = 1
-        for size in mesh.values():
-            self._devices *= size
-        self._kernel_cycles = kernel_cycles
+        self._devices = math.prod(mesh.values())
+        self._costs = costs
         self._program = program
         self._flops = MatmulFlops(module)
 
     def computation(self, name: str, times: int) -> float:
         """Record everything a computation executes `times` times; the cycles of one execution."""
-        clock = 0.0
-        begun: dict[str, _Open] = {}
+        schedule = _Schedule()
         body = self._module.computations[name]
         for each in body.values():
-            if each.opcode.endswith("-done"):
-                opened = begun.pop(each.operands[0], None) if each.operands else None
-                if opened is not None:
-                    opened.record(clock - opened.began)
-                continue
-            clock += self._instruction(each, body, times, clock, begun)
-        for opened in begun.values():
-            opened.record(clock - opened.began)
-        return clock
+            if each.opcode.endswith("-done") or (each.opcode == "fusion" and "-done" in each.name):
+                for operand in each.operands:
+                    self._finish(schedule.wait(operand))
+                if each.cycles is None:
+                    continue
+            schedule.clock += self._instruction(each, body, times, schedule)
+        for left in schedule.left():
+            self._finish(schedule.wait(left))
+        return schedule.clock
 
-    def _instruction(self, each: Instruction, body: Computation, times: int, clock: float, begun: dict[str, _Open]) -> float:
+    def _finish(self, ended: tuple[_Communication, float] | None) -> None:
+        if ended is None:
+            return
+        what, waited = ended
+        done = what.finished
+        if isinstance(done, Collective):
+            fields = {**vars(done), "exposed": waited}
+            self._program.collectives.append(Collective(**fields))
+        else:
+            self._program.transfers.append(Transfer(**{**vars(done), "exposed": waited}))
+
+    def _instruction(self, each: Instruction, body: Computation, times: int, schedule: _Schedule) -> float:
         """Record one instruction; the cycles it keeps the core busy for."""
         if each.opcode == "while":
             found = trips(self._module, body, each)
@@ -165,18 +235,21 @@ class _Walk:
             return self._conditional(each, times)
         base = _BOUNDARY.sub("", each.opcode)
         if base in COLLECTIVES:
-            self._collective(each, base, times, clock, begun)
+            what = self._collective(each, each, base, times)
+            schedule.begin(each.name, what)
+            if not each.opcode.endswith("-start"):
+                self._finish(schedule.wait(each.name))
             return 0.0
         if each.opcode == "copy-start":
-            self._copy(each, times, clock, begun)
+            self._copy(each, times, schedule)
             return 0.0
         if each.opcode == "custom-call":
             return self._custom_call(each, body, times)
         cycles = each.cycles
         if cycles is None and each.opcode in ("call", "async-start"):
-            return self._call(each, times, clock, begun)
+            return self._call(each, times, schedule)
         if each.opcode == "fusion":
-            self._fused_collectives(each, times, cycles or 0, clock, begun)
+            self._fused_collectives(each, times, cycles, schedule)
         if cycles is None:
             return 0.0
         self._operation(each, body, times, cycles)
@@ -199,119 +272,96 @@ class _Walk:
         tried = []
         for name in names:
             program = Program()
-            walk = _Walk(self._module, self._mesh, self._kernel_cycles, program)
-            tried.append((walk.computation(name, times), program))
+            tried.append((_Walk(self._module, self._mesh, self._costs, program).computation(name, times), program))
         if not tried:
             return 0.0
         cycles, dearest = max(tried, key=lambda pair: pair[0])
-        for name in ("operations", "kernels", "collectives", "transfers"):
-            getattr(self._program, name).extend(getattr(dearest, name))
+        for part in ("operations", "kernels", "collectives", "transfers"):
+            getattr(self._program, part).extend(getattr(dearest, part))
         self._program.assumed.update(dearest.assumed)
         return cycles
 
-    def _call(self, each: Instruction, times: int, clock: float, begun: dict[str, _Open]) -> float:
-        """A called computation; one that another thread (SparseCore, or a copy engine) runs keeps the core free."""
+    def _call(self, each: Instruction, times: int, schedule: _Schedule) -> float:
+        """A called computation; one that another thread (SparseCore, a copy engine) runs keeps the core free."""
         called = each.attribute("calls") or each.attribute("to_apply")
         if called is None or called not in self._module.computations:
             return 0.0
         inner = self._module.computations[called]
-        collective = next((c for c in inner.values() if _BOUNDARY.sub("", c.opcode) in COLLECTIVES), None)
+        collective = next((one for one in inner.values() if _BOUNDARY.sub("", one.opcode) in COLLECTIVES), None)
         if each.opcode == "async-start" and collective is not None:
             base = _BOUNDARY.sub("", collective.opcode)
-            begun[each.name] = _Open(clock, self._recorder(collective, base, times, asynchronous=True))
+            schedule.begin(each.name, self._collective(collective, each, base, times))
             return 0.0
         if "async_execution_thread" in each.attributes:
-            self._threaded_copy(each, inner, times, clock, begun)
+            self._threaded_copy(each, inner, times, schedule)
             return 0.0
         return self.computation(called, times)
 
-    def _threaded_copy(self, each: Instruction, inner: Computation, times: int, clock: float, begun: dict[str, _Open]) -> None:
+    def _threaded_copy(self, each: Instruction, inner: Computation, times: int, schedule: _Schedule) -> None:
         """A slice of an array that moves between HBM and the host's memory beside the core's work."""
         root = next(one for one in inner.values() if one.root)
         sources = [array for name in root.operands if name in inner for array in arrays(inner[name].type)]
         targets = arrays(root.type)
-        spaces = {array.space for array in (*sources, *targets)}
-        if HOST not in spaces or not targets:
+        if not targets or HOST not in {array.space for array in (*sources, *targets)}:
             return
         moved = targets[0].bytes
         if root.opcode == "dynamic-update-slice":
             moved = arrays(inner[root.operands[1]].type)[0].bytes
-        to_host = targets[0].space == HOST
-        record = lambda covered: self._program.transfers.append(Transfer(to_host, times, moved, covered))  # noqa: E731
-        begun[each.name] = _Open(clock, record)
+        schedule.begin(each.name, self._transfer(moved, targets[0].space == HOST, times))
 
-    def _collective(self, each: Instruction, base: str, times: int, clock: float, begun: dict[str, _Open]) -> None:
-        if each.opcode.endswith("-start"):
-            begun[each.name] = _Open(clock, self._recorder(each, base, times, asynchronous=True))
-        else:
-            self._recorder(each, base, times, asynchronous=False)(0.0)
-
-    def _recorder(
-        self, each: Instruction, base: str, times: int, *, asynchronous: bool, moved: float | None = None
-    ) -> Callable[[float], None]:
-        members = tuple(groups(each.attributes, self._devices))
-        if moved is None:
-            moved = self._payload(each, base, len(members[0]))
-
-        def record(covered: float) -> None:
-            self._program.collectives.append(
-                Collective(
-                    base,
-                    mesh_axes(members, self._mesh),
-                    members,
-                    source_of(self._module, each),
-                    phase_of(each.op_name),
-                    times,
-                    moved,
-                    asynchronous,
-                    covered,
-                )
-            )
-
-        return record
-
-    @staticmethod
-    def _payload(each: Instruction, base: str, members: int) -> float:
-        """Bytes of the whole array: what a gather yields, what a reduction takes in, what is sent."""
-        sizes = [array.bytes for array in arrays(each.type)]
-        if each.opcode.endswith("-start"):
-            # The type is (operands, results, ...): the larger half counts once.
-            return max(sizes, default=0.0)
-        return sum(sizes) * (members if base == "reduce-scatter" else 1)
-
-    def _copy(self, each: Instruction, times: int, clock: float, begun: dict[str, _Open]) -> None:
+    def _copy(self, each: Instruction, times: int, schedule: _Schedule) -> None:
         """copy-start: only copies between HBM and the host are of interest; others are prefetches into vector memory."""
         found = [array for array in arrays(each.type) if array.bytes > 8]
-        if len(found) < 2 or HOST not in {array.space for array in found[:2]}:
-            return
-        moved, to_host = found[0].bytes, found[0].space == HOST
-        record = lambda covered: self._program.transfers.append(Transfer(to_host, times, moved, covered))  # noqa: E731
-        begun[each.name] = _Open(clock, record)
+        if len(found) > 1 and HOST in {array.space for array in found[:2]}:
+            schedule.begin(each.name, self._transfer(found[0].bytes, found[0].space == HOST, times))
+
+    def _transfer(self, size: float, to_host: bool, times: int) -> _Communication:
+        cycles = self._costs.transfer(size)
+        return _Communication("host", cycles, Transfer(to_host, times, size, cycles, 0.0))
+
+    def _collective(
+        self, each: Instruction, said: Instruction, base: str, times: int, kind: str | None = None
+    ) -> _Communication:
+        """each: the collective.  said: what names its source, which for a fused one is the fusion."""
+        members = groups(each.attributes, self._devices)
+        size = _payload(each, base, len(members[0]))
+        cycles, received = self._costs.collective(kind or base, members, size)
+        axes = mesh_axes(members, self._mesh)
+        source, phase = source_of(self._module, said), phase_of(said.op_name)
+        return _Communication(axes, cycles, Collective(kind or base, axes, source, phase, times, size, received, cycles, 0.0))
 
     def _custom_call(self, each: Instruction, body: Computation, times: int) -> float:
         target = _TARGET.search(each.attributes)
         if target is None or target.group(1) != "tpu_custom_call":
             return float(each.cycles or 0)
         operands = tuple(array for name in each.operands if name in body for array in arrays(body[name].type))
-        name = each.op_name.rsplit("/", 1)[-1] or each.name
-        cycles = self._kernel_cycles(each.op_name, operands)
-        self._program.kernels.append(
-            Kernel(name, source_of(self._module, each), phase_of(each.op_name), times, cycles, operands)
-        )
+        cycles, flops = self._costs.kernel(each.op_name, operands)
+        scopes = [part for part in each.op_name.split("/") if part and not part.startswith(("jit(", "while", "pallas_call"))]
+        name = scopes[-1] if scopes else each.name
+        self._program.kernels.append(Kernel(name, source_of(self._module, each), phase_of(each.op_name), times, cycles, flops))
         return cycles
 
-    def _fused_collectives(self, each: Instruction, times: int, cycles: int, clock: float, begun: dict[str, _Open]) -> None:
-        """Collectives inside a fusion: a reduction whose result is cut up at once is a reduce-scatter."""
+    def _fused_collectives(self, each: Instruction, times: int, cycles: int | None, schedule: _Schedule) -> None:
+        """Collectives inside a fusion: a reduction whose result is cut up at once is a reduce-scatter.
+
+        One that is fused with work runs beside that work.
+        """
         inner = self._module.computations.get(str(each.attribute("calls")), {})
         for one in inner.values():
             base = _BOUNDARY.sub("", one.opcode)
             if base not in COLLECTIVES or one.opcode.endswith("-done"):
                 continue
-            members = tuple(groups(one.attributes, self._devices))
-            moved = self._payload(one, base, len(members[0]))
             scattered = base == "all-reduce" and any(other.opcode == "dynamic-slice" for other in inner.values())
-            record = self._recorder(one, "reduce-scatter" if scattered else base, times, asynchronous=bool(cycles), moved=moved)
-            if "start" in each.name and not cycles:
-                begun[each.name] = _Open(clock, record)
-            else:
-                record(float(cycles))
+            schedule.begin(each.name, self._collective(one, each, base, times, "reduce-scatter" if scattered else base))
+            if "-start" not in each.name:
+                schedule.clock += cycles or 0
+                self._finish(schedule.wait(each.name))
+                schedule.clock -= cycles or 0
+
+
+def _payload(each: Instruction, base: str, members: int) -> float:
+    """Bytes of the whole array: what a gather yields, what a reduction takes in, what is sent."""
+    sizes = [array.bytes for array in arrays(each.type)]
+    if each.opcode.endswith("-start"):
+        return max(sizes, default=0.0)  # the type holds operands and results: the larger is the whole
+    return sum(sizes) * (members if base == "reduce-scatter" else 1)

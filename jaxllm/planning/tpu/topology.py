@@ -42,7 +42,7 @@ class Topology:
     @property
     def devices(self) -> int:
         """JAX devices of all slices."""
-        return self.chips * self.generation.devices_per_chip
+        return self.chips * self.generation.chip.devices_per_chip
 
     @property
     def host(self) -> tuple[int, int, int]:

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from jaxllm.config.schema import JaxConfig
 from jaxllm.errors import ConfigError
 from jaxllm.families.spec import AttentionSpec
 from jaxllm.jax_backend.attention import cache_visibility, sequence_visibility, xla_attention
 from jaxllm.jax_backend.attention.choose import kernel_of
 from jaxllm.jax_backend.attention.cudnn import check_cudnn, cudnn_attention
-from jaxllm.jax_backend.attention.splash import Blocks, check_splash, splash_attention
+from jaxllm.jax_backend.attention.splash import Blocks, blocks_for, check_splash, splash_attention
 from jaxllm.jax_backend.mesh import single_device_mesh
 from jaxllm.jax_backend.model.runtime import Runtime
 from jaxllm.jax_backend.precision import policy_of
@@ -98,8 +99,16 @@ def test_cudnn_is_told_what_may_be_seen():
 
 def test_auto_takes_xla_on_a_cpu():
     mesh = single_device_mesh()
-    assert kernel_of("auto", spec_of(), LENGTH, policy_of("bf16"), mesh) is xla_attention
-    assert kernel_of("splash", spec_of(), LENGTH, policy_of("bf16"), mesh) is splash_attention
+    assert kernel_of(JaxConfig(), spec_of(), LENGTH, policy_of("bf16"), mesh) is xla_attention
+    asked = kernel_of(JaxConfig(attention="splash", attention_block=256), spec_of(), 384, policy_of("bf16"), mesh)
+    assert asked.func is splash_attention
+    assert asked.keywords["blocks"].query == 128  # the largest that divides the row
+
+
+def test_blocks_are_of_the_generation_and_divide_the_row():
+    assert blocks_for("TPU v6 lite", 8192).query == 2048
+    assert blocks_for("TPU v5", 8192, 512).back_key == 512
+    assert blocks_for("TPU v5", 1280) == Blocks(640, 640, 128, 640, 640, 128)
 
 
 @pytest.mark.parametrize(

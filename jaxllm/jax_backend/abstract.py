@@ -1,0 +1,108 @@
+"""A run's training step without devices: lowered and compiled for shapes alone, for a topology that need not be there."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils, topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from jaxllm.config.batch import resolve_batch
+from jaxllm.errors import ConfigError
+from jaxllm.jax_backend.assembly import Assembly
+from jaxllm.jax_backend.mesh import mesh_sizes
+from jaxllm.jax_backend.optimizer import Moments, StepScalars
+from jaxllm.jax_backend.sharding import MESH_AXES, Layout, data_parallel
+from jaxllm.jax_backend.step import DeviceBatch
+from jaxllm.run import Run
+
+
+def topology_mesh(run: Run, topology: str, slices: int, options: Mapping[str, object]) -> Mesh:
+    """The run's mesh on a topology's devices, laid out as on the real ones; slices are cut along `data`, the outermost axis.
+
+    ConfigError when the mesh does not match the number of devices.
+    """
+    extra = dict(options) | ({"num_slices": slices} if slices > 1 else {})
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **extra).devices
+    sizes = mesh_sizes(run.config.parallel, len(devices))
+    shape = tuple(sizes[axis] for axis in MESH_AXES)
+    if math.prod(shape) != len(devices):
+        said = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "data 1"
+        raise ConfigError(
+            "parallel",
+            f"the mesh {said} uses {math.prod(shape)} of the {len(devices)} devices of {slices} x {topology}; "
+            "make their product match, or set parallel.data to -1",
+        )
+    if slices > 1:
+        across, within = _over_slices(shape, slices)
+        placed = mesh_utils.create_hybrid_device_mesh(within, across, devices)
+    else:
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _over_slices(shape: tuple[int, ...], slices: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How many slices each axis spans, outermost axes first, and its size within a slice."""
+    across, left = [], slices
+    for size in shape:
+        ways = np.gcd(size, left)
+        across.append(int(ways))
+        left //= int(ways)
+    return tuple(across), tuple(size // ways for size, ways in zip(shape, across, strict=True))
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled step.  memory: the compiler's own analysis of one device, in bytes."""
+
+    executable: Any
+    trace_seconds: float
+    compile_seconds: float
+    memory: Mapping[str, int]
+    flops: float | None
+
+
+def compile_step(parts: Assembly, run: Run, mesh: Mesh) -> Compiled:
+    """Compile a step ahead of time; jax.errors.JaxRuntimeError (RESOURCE_EXHAUSTED) when it does not fit."""
+    started = time.perf_counter()
+    lowered = parts.train_step.lower(*abstract_arguments(parts, run, mesh))  # type: ignore[attr-defined]
+    traced = time.perf_counter()
+    executable = lowered.compile()
+    finished = time.perf_counter()
+    analysis = executable.memory_analysis()
+    names = [name for name in dir(analysis) if name.endswith("_in_bytes")]
+    cost = executable.cost_analysis() or {}
+    return Compiled(
+        executable,
+        traced - started,
+        finished - traced,
+        {name.removesuffix("_in_bytes"): int(getattr(analysis, name)) for name in names},
+        cost.get("flops"),
+    )
+
+
+def abstract_arguments(parts: Assembly, run: Run, mesh: Mesh) -> tuple[Any, ...]:
+    """What a training step is called with, as shapes."""
+    policy, layout = parts.network.runtime.policy, Layout(mesh)
+    params = {
+        path: jax.ShapeDtypeStruct(leaf.shape, policy.master, sharding=parts.shardings[path])
+        for path, leaf in parts.network.shapes.items()
+    }
+    plan = resolve_batch(run.config, data_parallel(mesh))
+    shape = (plan.accumulation, plan.micro_batch * data_parallel(mesh), run.config.data.sequence_length)
+    rows = layout.sharding(None, "batch", "sequence")
+
+    def place(dtype: Any, shape: tuple[int, ...] = (), sharding: NamedSharding = layout.whole) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    dtypes = (jnp.int32, jnp.int32, jnp.float32, jnp.int32, jnp.int32)
+    batch: Any = DeviceBatch(*(place(dtype, shape, rows) for dtype in dtypes))  # type: ignore[arg-type]
+    scalars = StepScalars(*(place(policy.master) for _ in StepScalars._fields))
+    return params, Moments(dict(params), dict(params)), batch, scalars, place(jnp.uint32)
