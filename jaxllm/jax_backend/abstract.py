@@ -91,10 +91,11 @@ def compile_step(parts: Assembly, run: Run, mesh: Mesh) -> Compiled:
 def abstract_arguments(parts: Assembly, run: Run, mesh: Mesh) -> tuple[Any, ...]:
     """What a training step is called with, as shapes."""
     policy, layout = parts.network.runtime.policy, Layout(mesh)
-    params = {
-        path: jax.ShapeDtypeStruct(leaf.shape, policy.master, sharding=parts.shardings[path])
-        for path, leaf in parts.network.shapes.items()
-    }
+    shapes, storage = parts.network.shapes, parts.storage
+    params, exp_avg, exp_avg_sq = (
+        {path: jax.ShapeDtypeStruct(leaf.shape, policy.master, sharding=where[path]) for path, leaf in shapes.items()}
+        for where in (storage.params, storage.moments, storage.moments)
+    )
     plan = resolve_batch(run.config, data_parallel(mesh))
     shape = (plan.accumulation, plan.micro_batch * data_parallel(mesh), run.config.data.sequence_length)
     rows = layout.sharding(None, "batch", "sequence")
@@ -105,4 +106,4 @@ def abstract_arguments(parts: Assembly, run: Run, mesh: Mesh) -> tuple[Any, ...]
     dtypes = (jnp.int32, jnp.int32, jnp.float32, jnp.int32, jnp.int32)
     batch: Any = DeviceBatch(*(place(dtype, shape, rows) for dtype in dtypes))  # type: ignore[arg-type]
     scalars = StepScalars(*(place(policy.master) for _ in StepScalars._fields))
-    return params, Moments(dict(params), dict(params)), batch, scalars, place(jnp.uint32)
+    return params, Moments(exp_avg, exp_avg_sq), batch, scalars, place(jnp.uint32)

@@ -14,6 +14,7 @@ import optax
 from jax.sharding import NamedSharding
 
 from jaxllm.config.schema import OptimizerConfig
+from jaxllm.jax_backend.compiler_options import compiler_options
 from jaxllm.jax_backend.loss import token_loss_sum
 from jaxllm.jax_backend.model.dropout import step_key
 from jaxllm.jax_backend.model.tap import NO_TAP, Tap
@@ -130,7 +131,8 @@ def build_train_step(
 
     whole = network.runtime.layout.whole
     out_shardings = (storage.params, Moments(storage.moments, storage.moments), whole)
-    return jax.jit(step, donate_argnums=(0, 1), out_shardings=out_shardings)
+    options = compiler_options(network.runtime.layout.mesh.devices.flat[0].device_kind)
+    return jax.jit(step, donate_argnums=(0, 1), out_shardings=out_shardings, compiler_options=options)
 
 
 def build_evaluation_step(network: Network) -> EvaluationStep:

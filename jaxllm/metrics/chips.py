@@ -130,7 +130,7 @@ CHIPS: tuple[Chip, ...] = (
     _tpu("TPU v6e", "v6e", r"^TPU v6( lite|e)\b", 918, 31.25, 1638, 800, "https://cloud.google.com/tpu/docs/v6e", links=4,
          clock_ghz=1.75, chips_per_host=8, aliases=("trillium",)),
     _tpu("tpu7x", "tpu7x", r"^TPU ?(v)?7x\b", 2307, 94.75, 7380, 1200, "https://cloud.google.com/tpu/docs/tpu7x", links=6,
-         devices=2, aliases=("v7x", "ironwood")),
+         clock_ghz=2.2, devices=2, aliases=("v7x", "ironwood")),
 )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def sizes_of(config: RunConfig, devices: int) -> dict[str, int]:
 def rows_per_device(config: RunConfig, devices: int) -> int:
     """Sequences of one step for every device (or group of devices) that sees rows of its own."""
     sizes = sizes_of(config, devices)
-    return max(1, config.training.global_batch // (sizes["data"] * sizes["fsdp"]))
+    return max(1, config.training.global_batch // (sizes["data"] * sizes["fsdp"] * sizes["expert"]))
 
 
 def micro_batch_of(config: RunConfig, devices: int) -> int:

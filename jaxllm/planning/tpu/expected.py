@@ -26,6 +26,7 @@ def expected_matmul_flops(
         "none": 0.0,
         "full": parts.projections + attention + parts.mlp - last,
         "dots": attention,
+        "offload": attention,  # queries, keys, values, residuals and the MLP's inner products are kept
     }.get(str(remat))
     if recomputed is None:
         return None

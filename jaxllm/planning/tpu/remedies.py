@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxllm.config import RunConfig
-from jaxllm.config.schema import JaxConfig
 from jaxllm.errors import JaxllmError
 from jaxllm.planning.tpu.changes import Changes, changed, micro_batch_of, rows_per_device, sizes_of, spelled
 from jaxllm.planning.tpu.study import Study, study
 from jaxllm.planning.tpu.topology import Topology
+
+REMAT_POLICIES = ("none", "dots", "offload", "full")
+"""From those that keep most of a layer for its backward pass to those that keep least."""
 
 WANTED = 3
 """Remedies to find before the search ends."""
@@ -74,26 +76,21 @@ def single_changes(config: RunConfig, devices: int) -> Iterator[dict[str, object
     sizes = sizes_of(config, devices)
     if sizes["data"] > 1:
         yield {"parallel.data": 1, "parallel.fsdp": sizes["fsdp"] * sizes["data"]}
-    remat = config.jax.remat
-    for policy in remat_policies():
-        if policy != remat and remat in ("none", "dots") and policy != "dots":
-            yield {"jax.remat": policy}
+    if config.jax.remat in ("none", "dots"):
+        yield {"jax.remat": "full"}
+    if config.jax.remat != "offload":
+        yield {"jax.remat": "offload"}
     micro, rows = micro_batch_of(config, devices), rows_per_device(config, devices)
     smaller = [size for size in range(1, micro) if rows % size == 0]
     if smaller:
         yield {"training.micro_batch": max(smaller)}
         if min(smaller) != max(smaller):
             yield {"training.micro_batch": min(smaller)}
-    if hasattr(config.jax, "offload_optimizer") and not config.jax.offload_optimizer:
-        yield {"jax.offload_optimizer": True}
-
-
-def remat_policies() -> list[str]:
-    """The policies of this version that have a name, from those that keep most to those that keep least."""
-    schema = JaxConfig.model_json_schema()["properties"]["remat"]
-    listed = schema.get("enum") or [name for option in schema.get("anyOf", []) for name in option.get("enum", [])]
-    order = ["none", "dots", "offload", "full"]
-    return sorted((str(name) for name in listed if name in order), key=order.index)
+    offload = config.jax.offload_optimizer
+    if offload == "none":
+        yield {"jax.offload_optimizer": "moments"}
+    if offload != "all":
+        yield {"jax.offload_optimizer": "all"}
 
 
 def _added_up(

@@ -13,7 +13,7 @@ from jaxllm.config import RunConfig
 from jaxllm.families import ModelSpec, resolve_model
 from jaxllm.planning.tpu.changes import Changes, changed, rows_per_device, sizes_of
 from jaxllm.planning.tpu.remedies import Remedy as Trial
-from jaxllm.planning.tpu.remedies import attempt, remat_policies
+from jaxllm.planning.tpu.remedies import REMAT_POLICIES, attempt
 from jaxllm.planning.tpu.study import vocabulary_of
 from jaxllm.planning.tpu.topology import Topology
 
@@ -96,5 +96,5 @@ def passes(config: RunConfig, devices: int) -> Iterator[dict[str, object]]:
     rows = rows_per_device(config, devices)
     sizes = sorted((size for size in range(1, rows + 1) if rows % size == 0), reverse=True)[:3]
     for size in sizes:
-        for policy in remat_policies():
+        for policy in REMAT_POLICIES:
             yield {"training.micro_batch": size, "jax.remat": policy}

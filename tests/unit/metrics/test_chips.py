@@ -99,7 +99,13 @@ def test_every_row_is_plausible() -> None:
 
 
 def test_tpu_clocks_give_what_the_matrix_units_can_do() -> None:
-    """128 x 128 multiply-adds, as many units as the generation has (arXiv:2304.01433 for v4), or one of 256 x 256 on v6e."""
-    per_cycle = {"v4": 8 * 2 * 128**2, "v5e": 4 * 2 * 128**2, "v5p": 8 * 2 * 128**2, "v6e": 4 * 2 * 256**2}
+    """128 x 128 multiply-adds, as many units as the generation has (arXiv:2304.01433 for v4), or of 256 x 256 from v6e on."""
+    per_cycle = {
+        "v4": 8 * 2 * 128**2,
+        "v5e": 4 * 2 * 128**2,
+        "v5p": 8 * 2 * 128**2,
+        "v6e": 4 * 2 * 256**2,
+        "tpu7x": 4 * 2 * 256**2,
+    }
     for key, flops in per_cycle.items():
         assert named_chip(key).flops_per_cycle == pytest.approx(flops, rel=0.01)

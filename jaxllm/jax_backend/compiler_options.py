@@ -1,0 +1,41 @@
+"""What the TPU compiler is told of a training step, by generation: the one table of its flags.
+
+| flag | what it does |
+|---|---|
+| xla_tpu_enable_async_collective_fusion, ..._fuse_all_gather, ..._multiple_steps | runs collectives in pieces inside the products around them |
+| xla_tpu_overlap_compute_collective_tc | lets the TensorCore compute while it drives a collective |
+| xla_enable_async_all_gather | gathers weights beside the work before they are needed |
+| xla_tpu_scoped_vmem_limit_kib | vector memory that one fusion or kernel may take; v6e's larger kernels need more than the default |
+
+They are given with the step itself (`jax.jit(compiler_options=...)`), so that a trial compile and a run on the real chips have the
+same ones, and no environment variable is needed.  Flags of the user's own in LIBTPU_INIT_ARGS hold beside them.
+"""  # noqa: E501 - a table's rows
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Options = Mapping[str, bool | str]
+
+_OVERLAP: Options = {
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+    "xla_tpu_overlap_compute_collective_tc": True,
+    "xla_enable_async_all_gather": True,
+}
+
+# By what JAX calls the device.
+OPTIONS: Mapping[str, Options] = {
+    "TPU v4": _OVERLAP,
+    "TPU v5 lite": _OVERLAP,
+    "TPU v5": _OVERLAP,
+    "TPU v6 lite": {**_OVERLAP, "xla_tpu_scoped_vmem_limit_kib": "98304"},
+    "TPU7x": _OVERLAP,
+}
+
+
+def compiler_options(device_kind: str) -> dict[str, bool | str] | None:
+    """For `jax.jit`; None on anything but a TPU of the table."""
+    found = OPTIONS.get(device_kind)
+    return None if found is None else dict(found)

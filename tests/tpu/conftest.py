@@ -1,0 +1,68 @@
+"""Compiled steps, each compiled once for all tests that look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+from jaxllm.config import RunConfig
+from jaxllm.planning.tpu.study import Study, study
+from jaxllm.planning.tpu.topology import parse_topology
+
+SMALLEST = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {
+        "family": "llama",
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+    },
+    "gpt2": {"family": "gpt2", "n_embd": 128, "n_layer": 2, "n_head": 2, "vocab_size": 512, "n_positions": 128},
+}
+
+
+def make_config(family: str, **sections: Any) -> RunConfig:
+    """A small bf16 run over fsdp 2 x tensor 2 and what is left."""
+    model = {**MODELS[family], "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0} if family == "gpt2" else MODELS[family]
+    whole = {
+        "name": family,
+        "model": model,
+        "data": {"tokenizer": {"train": "bpe", "vocab_size": 512}, "sequence_length": 128},
+        "optimizer": {"learning_rate": 1e-3},
+        "training": {"steps": 1, "global_batch": 16, "precision": "bf16"},
+        "parallel": {"fsdp": 2, "tensor": 2},
+        "jax": {"remat": "full"},
+        **sections,
+    }
+    return RunConfig.model_validate(whole)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _needs_libtpu() -> None:
+    if find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed (pip install 'jaxllm[dev]')")
+
+
+@pytest.fixture(scope="session")
+def compiled() -> Callable[[str, str], Study]:
+    """`compiled(family, generation)`: the study of that step.  All are compiled two at a time, from the first call on."""
+    pool = ThreadPoolExecutor(2)
+
+    @cache
+    def futures() -> dict[tuple[str, str], Future[Study]]:
+        return {
+            (family, generation): pool.submit(study, make_config(family), parse_topology(topology))
+            for generation, topology in SMALLEST.items()
+            for family in MODELS
+        }
+
+    return lambda family, generation: futures()[family, generation].result()
