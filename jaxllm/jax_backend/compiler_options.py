@@ -5,6 +5,7 @@
 | xla_tpu_enable_async_collective_fusion, ..._fuse_all_gather, ..._multiple_steps | runs collectives in pieces inside the products around them |
 | xla_tpu_overlap_compute_collective_tc | lets the TensorCore compute while it drives a collective |
 | xla_enable_async_all_gather | gathers weights beside the work before they are needed |
+| xla_jf_spmd_threshold_for_windowed_einsum_mib | size from which a product with a sharded operand is cut into pieces that go round the ring; the pieces fill half of the matrix units, so: never |
 | xla_tpu_scoped_vmem_limit_kib | vector memory that one fusion or kernel may take; v6e's larger kernels need more than the default |
 
 They are given with the step itself (`jax.jit(compiler_options=...)`), so that a trial compile and a run on the real chips have the
@@ -23,6 +24,7 @@ _OVERLAP: Options = {
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
     "xla_tpu_overlap_compute_collective_tc": True,
     "xla_enable_async_all_gather": True,
+    "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
 }
 
 # By what JAX calls the device.

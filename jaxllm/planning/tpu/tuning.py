@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from jaxllm.config import RunConfig
 from jaxllm.families import ModelSpec, resolve_model
 from jaxllm.planning.tpu.changes import Changes, changed, rows_per_device, sizes_of
-from jaxllm.planning.tpu.remedies import Remedy as Trial
 from jaxllm.planning.tpu.remedies import REMAT_POLICIES, attempt
+from jaxllm.planning.tpu.remedies import Remedy as Trial
 from jaxllm.planning.tpu.study import vocabulary_of
 from jaxllm.planning.tpu.topology import Topology
 
