@@ -40,7 +40,8 @@ def forward_and_backward(kernel, runtime, spec, **options):
     query, key, value, cotangent, segments = arrays(spec.head_dim)
 
     def attend(query, key, value):
-        return kernel(query, key, value, sequence_visibility(segments), spec, runtime, None, **options)
+        visibility = sequence_visibility(segments, np.arange(LENGTH, dtype=np.int32))
+        return kernel(query, key, value, visibility, spec, runtime, None, **options)
 
     mixed, pull = jax.vjp(jax.jit(attend), query, key, value)
     return mixed, *pull(cotangent)
