@@ -1,7 +1,8 @@
 """Which devices talk to each other in a collective, and along which axes of the mesh.
 
 The compiler writes groups in three ways: as lists `{{0,1},{2,3}}`, as a reshaped and transposed iota `[4,2]<=[2,4]T(1,0)`, and
-as axes of a mesh of its own `mesh['a'=2,'b'=4] {'b'}`.  In a program of one replica the numbers are positions in the mesh.
+as axes of a mesh of its own `mesh['a'=2,'b'=4] {'b'}`, whose devices may stand in another order.  In a program of one replica
+the numbers are positions in the mesh.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 Group = tuple[int, ...]
 
 _LISTS = re.compile(r"replica_groups=\{(\{[\d,{}\s]*\})\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*(?:\([^)]*\)\s*)?\{([^}]*)\}")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}")
 _PAIRS = re.compile(r"source_target_pairs=\{(\{[\d,{}\s]*\})\}")
 _EMPTY = re.compile(r"replica_groups=\{\}")
 
@@ -28,18 +30,27 @@ def groups(attributes: str, devices: int) -> list[Group]:
         return [tuple(int(n) for n in found.split(",")) for found in re.findall(r"\{([\d,\s]+)\}", match.group(1))]
     match = _IOTA.search(attributes)
     if match:
-        shape, source = ([int(n) for n in match.group(i).split(",")] for i in (1, 2))
-        order = np.arange(math.prod(source)).reshape(source)
-        if match.group(3):
-            order = order.transpose([int(n) for n in match.group(3).split(",")])
-        return [tuple(int(n) for n in row) for row in order.reshape(shape[0], -1)]
+        rows = int(match.group(1).split(",")[0])
+        order = _device_order(match.group(2), match.group(3))
+        return [] if order is None else [tuple(int(n) for n in row) for row in order.reshape(rows, -1)]
     match = _MESH.search(attributes)
     if match:
-        return _mesh_groups(match.group(1), match.group(2))
+        return _mesh_groups(match.group(1), match.group(4), _device_order(match.group(2), match.group(3)))
     return [tuple(range(devices))]
 
 
-def _mesh_groups(axes: str, used: str) -> list[Group]:
+def _device_order(dims: str | None, permutation: str | None) -> NDArray[np.int64] | None:
+    """Devices in the order of `[2,4]T(1,0)`: counted up in that shape, then transposed; None where nothing is said."""
+    if dims is None:
+        return None
+    shape = [int(n) for n in dims.split(",")]
+    order = np.arange(math.prod(shape)).reshape(shape)
+    if permutation:
+        order = order.transpose([int(n) for n in permutation.split(",")])
+    return order.reshape(-1)
+
+
+def _mesh_groups(axes: str, used: str, devices: NDArray[np.int64] | None) -> list[Group]:
     """Groups over axes of the compiler's mesh; an axis may be used in part, as `'a':(2)4`: 4 ways after the first 2."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
     wanted = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", used)
@@ -61,7 +72,7 @@ def _mesh_groups(axes: str, used: str) -> list[Group]:
             done = before * ways
         if done < size:
             dims.append(size // done)
-    order = np.arange(math.prod(dims)).reshape(dims)
+    order = (np.arange(math.prod(dims)) if devices is None else devices).reshape(dims)
     rest = [axis for axis in range(len(dims)) if axis not in grouped]
     rows = order.transpose([*rest, *grouped]).reshape(-1, math.prod(dims[axis] for axis in grouped))
     return [tuple(int(n) for n in row) for row in rows]

@@ -287,7 +287,7 @@ class _Walk:
         if called is None or called not in self._module.computations:
             return 0.0
         inner = self._module.computations[called]
-        collective = next((one for one in inner.values() if _BOUNDARY.sub("", one.opcode) in COLLECTIVES), None)
+        collective = self._collective_in(called)
         if each.opcode == "async-start" and collective is not None:
             base = _BOUNDARY.sub("", collective.opcode)
             schedule.begin(each.name, self._collective(collective, each, base, times))
@@ -296,6 +296,17 @@ class _Walk:
             self._threaded_copy(each, inner, times, schedule)
             return 0.0
         return self.computation(called, times)
+
+    def _collective_in(self, computation: str) -> Instruction | None:
+        """The collective that a called computation is for, however deep its calls; None if it is for something else."""
+        for one in self._module.computations.get(computation, {}).values():
+            if _BOUNDARY.sub("", one.opcode) in COLLECTIVES:
+                return one
+            deeper = one.attribute("calls") or one.attribute("to_apply") if one.opcode in ("call", "fusion") else None
+            found = self._collective_in(deeper) if deeper else None
+            if found is not None:
+                return found
+        return None
 
     def _threaded_copy(self, each: Instruction, inner: Computation, times: int, schedule: _Schedule) -> None:
         """A slice of an array that moves between HBM and the host's memory beside the core's work."""

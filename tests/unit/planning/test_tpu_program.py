@@ -152,6 +152,26 @@ def test_two_collectives_share_their_links():
     assert [each.exposed for each in program.collectives] == [0.0, 500.0]
 
 
+def test_a_collective_on_another_core_is_found_through_its_calls():
+    program = program_of(
+        f"""  %p = f32[8]{{0}} parameter(0)
+  %s = ((f32[8]{{0}}), f32[32]{{0}}) async-start(%p), async_execution_thread="sparsecore", calls=%outer
+  %y = f32[8]{{0}} negate(%p), {cycles(400)}
+  ROOT %d = f32[32]{{0}} async-done(%s)""",
+        """
+%inner (q: f32[8]) -> f32[32] {
+  %q = f32[8]{0} parameter(0)
+  ROOT %g = f32[32]{0} all-gather(%q), replica_groups={{0,2,4,6},{1,3,5,7}}, dimensions={0}
+}
+%outer (o: f32[8]) -> f32[32] {
+  %o = f32[8]{0} parameter(0)
+  ROOT %c = f32[32]{0} call(%o), to_apply=%inner
+}""",
+    )
+    (found,) = program.collectives
+    assert (found.kind, found.axes, found.exposed) == ("all-gather", "fsdp", 600.0)
+
+
 def test_a_reduction_that_is_cut_up_in_its_fusion_is_a_reduce_scatter():
     program = program_of(
         """  %p = f32[32]{0} parameter(0)
@@ -254,6 +274,7 @@ def test_arrays_of_a_type():
         ("replica_groups=[2,4]<=[4,2]T(1,0)", [(0, 2, 4, 6), (1, 3, 5, 7)], "fsdp"),
         ("replica_groups=mesh['a'=4,'b'=2] {'a'}", [(0, 2, 4, 6), (1, 3, 5, 7)], "fsdp"),
         ("replica_groups=mesh['a'=4,'b'=2] {'a','b'}", [tuple(range(8))], "fsdp+tensor"),
+        ("replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", [(0, 2, 4, 6), (1, 3, 5, 7)], "fsdp"),
         ("replica_groups=mesh['a'=8] {'a':(2)4}", [(0, 1, 2, 3), (4, 5, 6, 7)], "fsdp+tensor"),
         ("replica_groups={}", [tuple(range(8))], "fsdp+tensor"),
         ("source_target_pairs={{0,2},{2,4},{4,6},{6,0}}", [(0, 2), (2, 4), (4, 6), (6, 0)], "fsdp"),
