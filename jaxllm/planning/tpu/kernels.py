@@ -22,17 +22,24 @@ _SPLASH = re.compile(r"splash_m[hq]a_(fwd|dkv|dq)")
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """What the run says of its attention.  blocks: (query, key) sizes of the forward and of the backward kernels."""
+    """What the run says of its attention.
+
+    windows: of every layer.  blocks: (query, key) sizes of the forward and of the backward kernels.
+    """
 
     length: int
     causal: bool
-    window: int | None
+    windows: tuple[int | None, ...]
     forward_blocks: tuple[int, int]
     backward_blocks: tuple[int, int]
     fused: bool
 
     def computed_fraction(self, blocks: tuple[int, int]) -> float:
-        """Share of the square of scores in the blocks that are not skipped."""
+        """Share of the square of scores in the blocks that are not skipped, on average over the layers."""
+        shares = {window: self._fraction(blocks, window) for window in set(self.windows)}
+        return sum(shares[window] for window in self.windows) / len(self.windows)
+
+    def _fraction(self, blocks: tuple[int, int], window: int | None) -> float:
         rows, columns = (min(size, self.length) for size in blocks)
         computed = 0
         for query in range(0, self.length, rows):
@@ -40,9 +47,9 @@ class AttentionShape:
                 last_query, last_key = query + rows - 1, key + columns - 1
                 if self.causal and key > last_query:
                     continue
-                if self.window is not None and query - last_key >= self.window:
+                if window is not None and query - last_key >= window:
                     continue
-                if self.window is not None and not self.causal and key - last_query >= self.window:
+                if window is not None and not self.causal and key - last_query >= window:
                     continue
                 computed += 1
         return computed * rows * columns / self.length**2

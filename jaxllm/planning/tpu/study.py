@@ -143,6 +143,6 @@ def _predict(
 def _attention_shape(blocks: Mapping[str, Any] | None, model: Model, length: int) -> AttentionShape | None:
     if blocks is None:
         return None
-    spec = model.spec.attention
+    windows = tuple(attention.window for attention in model.spec.attentions)
     forward, backward = (blocks["query"], blocks["key"]), (blocks["back_query"], blocks["back_key"])
-    return AttentionShape(length, spec.causal, spec.window, forward, backward, blocks["fused"])
+    return AttentionShape(length, model.spec.attention.causal, windows, forward, backward, blocks["fused"])

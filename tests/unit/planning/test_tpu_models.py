@@ -102,11 +102,13 @@ def test_bytes_on_the_wire():
 
 
 def test_the_kernel_computes_the_blocks_that_are_not_hidden():
-    causal = AttentionShape(1024, causal=True, window=None, forward_blocks=(256, 256), backward_blocks=(512, 512), fused=False)
+    causal = AttentionShape(1024, True, (None,), forward_blocks=(256, 256), backward_blocks=(512, 512), fused=False)
     assert causal.computed_fraction((256, 256)) == (4 * 5 / 2) / 16
     assert causal.computed_fraction((1024, 1024)) == 1.0
-    window = AttentionShape(1024, True, 256, (256, 256), (256, 256), False)
+    window = AttentionShape(1024, True, (256,), (256, 256), (256, 256), False)
     assert window.computed_fraction((256, 256)) == 7 / 16
+    mixed = AttentionShape(1024, True, (256, None, None), (256, 256), (256, 256), False)  # as Gemma's layers
+    assert mixed.computed_fraction((256, 256)) == (7 + 10 + 10) / 48
     query = Array("bf16", (2, 4, 2, 1024, 64), 0)
     operands = (Array("s8", (1, 4, 4), 0), query, Array("bf16", (2, 4, 1024, 64), 0))
     square = 2 * query.elements * 1024
