@@ -1,6 +1,7 @@
 """The real step, compiled by the real TPU compiler for every generation: memory, sharding, products, communication."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 
 from jaxllm.cli.main import main
 from jaxllm.errors import ConfigError, JaxllmError
-from jaxllm.families import resolve_model
+from jaxllm.families import flax_leaves, resolve_model
 from jaxllm.planning.tpu import compiler
 from jaxllm.planning.tpu.study import study
 from jaxllm.planning.tpu.text import lines
@@ -27,7 +28,8 @@ def test_memory_and_sharding(compiled, family, generation):
     assert found.fits
     assert found.mesh["fsdp"] == found.mesh["tensor"] == 2
     parameters = 4 * found.model.parameters
-    matrices = 4 * sum(rule.parameters for rule in found.model.rules if len(rule.flax_shape) > 2 or rule.layers is None)
+    leaves = [leaf for leaf in flax_leaves(found.model.rules) if len(set(leaf.axes) - {"layers"}) > 1]
+    matrices = 4 * sum(math.prod(leaf.shape) for leaf in leaves)
     # Every matrix is cut in four (fsdp 2 x tensor 2); vectors at least in two, and the compiler pads small ones.
     assert matrices / 4 <= found.memory.parameters <= 1.2 * parameters / 4 + 2**16
     assert found.memory.moments == 2 * found.memory.parameters
