@@ -16,7 +16,7 @@ from jaxllm.config.remat import RematPolicy, check_remat_names
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp64"]
 BackendName: TypeAlias = Literal["jax", "deepspeed"]
-AttentionName: TypeAlias = Literal["auto", "xla", "splash", "cudnn"]
+AttentionName: TypeAlias = Literal["auto", "xla", "blocked", "splash", "cudnn"]
 OptimizerOffload: TypeAlias = Literal["none", "moments", "all"]
 
 
@@ -308,7 +308,7 @@ class JaxConfig(Section):
     """Only what has no meaning on the other backend."""
 
     attention: AttentionName = Field(
-        "auto", description="Attention kernel; auto: splash on TPU, cudnn on NVIDIA GPUs in bf16, else xla."
+        "auto", description="Attention kernel; auto: splash on TPU, cudnn on NVIDIA GPUs in bf16, blocked on one CPU, else xla."
     )
     attention_block: Annotated[int, Field(ge=128, multiple_of=128)] | None = Field(
         None, description="Queries and keys that splash attention works on at once; default: by generation of TPU."

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxllm.config.schema import AttentionName, JaxConfig
 from jaxllm.errors import ConfigError
 from jaxllm.families.spec import AttentionSpec
+from jaxllm.jax_backend.attention.blocked import blocked_attention
 from jaxllm.jax_backend.attention.cudnn import check_cudnn, cudnn_attention
 from jaxllm.jax_backend.attention.kernel import AttentionKernel
 from jaxllm.jax_backend.attention.ring import RING, check_ring, ring_attention
@@ -32,6 +33,8 @@ def kernel_of(config: JaxConfig, spec: AttentionSpec, length: int, policy: Polic
     device = mesh.devices.flat[0]
     if config.attention != "auto":
         return _checked(config.attention, config.attention_block, spec, length, policy, device)
+    if device.platform == "cpu":  # many virtual devices are there to try a mesh: what compiles soonest is best
+        return blocked_attention if mesh.size == 1 else xla_attention
     try:
         return _checked(_FASTEST.get(device.platform, "xla"), config.attention_block, spec, length, policy, device)
     except ConfigError:
@@ -50,4 +53,6 @@ def _checked(
     if name == "cudnn":
         check_cudnn(spec, policy.compute, platform)
         return cudnn_attention
+    if name == "blocked":
+        return blocked_attention
     return xla_attention

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -25,8 +26,22 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = gathered(self.kernel[...], self.axes, self.runtime.layout.mesh)
-        y = jnp.tensordot(x, kernel, axes=self.inputs, precision=self.runtime.policy.matmul)
+        y = contract(x, kernel, self.inputs, self.runtime)
         return y if self.bias is None else y + self.bias[...]
+
+
+def contract(x: jax.Array, kernel: jax.Array, inputs: int, runtime: Runtime) -> jax.Array:
+    """The last `inputs` axes of x times the first `inputs` axes of the kernel.
+
+    On one device the product is of two matrices.  With more axes the gradient of the kernel would contract over batch and
+    sequence, for which XLA on a CPU first writes a transposed copy of all activations.  On several devices batch and sequence
+    are cut apart, and joining them would move data.
+    """
+    if runtime.layout.mesh.size > 1:
+        return jnp.tensordot(x, kernel, axes=inputs, precision=runtime.policy.matmul)
+    size = math.prod(kernel.shape[:inputs])
+    y = jnp.dot(x.reshape(-1, size), kernel.reshape(size, -1), precision=runtime.policy.matmul)
+    return y.reshape(*x.shape[: x.ndim - inputs], *kernel.shape[inputs:])
 
 
 class Embedding(nnx.Module):
@@ -46,4 +61,4 @@ class Embedding(nnx.Module):
     def attend(self, x_BSE: jax.Array) -> jax.Array:
         """Logits (B, S, rows)."""
         table = gathered(self.embedding[...], self.axes, self.runtime.layout.mesh)
-        return jnp.einsum("bse,ve->bsv", x_BSE, table, precision=self.runtime.policy.matmul)
+        return contract(x_BSE, table.T, 1, self.runtime)

@@ -10,6 +10,7 @@ from jaxllm.config.schema import JaxConfig
 from jaxllm.errors import ConfigError
 from jaxllm.families.spec import AttentionSpec
 from jaxllm.jax_backend.attention import cache_visibility, sequence_visibility, xla_attention
+from jaxllm.jax_backend.attention.blocked import blocked_attention
 from jaxllm.jax_backend.attention.choose import kernel_of
 from jaxllm.jax_backend.attention.cudnn import check_cudnn, cudnn_attention
 from jaxllm.jax_backend.attention.splash import Blocks, blocks_for, check_splash, splash_attention
@@ -98,9 +99,11 @@ def test_cudnn_is_told_what_may_be_seen():
     assert_close(forward_and_backward(cudnn_attention, runtime, spec), forward_and_backward(xla_attention, runtime, spec))
 
 
-def test_auto_takes_xla_on_a_cpu():
+def test_auto_takes_the_platforms_own():
     mesh = single_device_mesh()
-    assert kernel_of(JaxConfig(), spec_of(), LENGTH, policy_of("bf16"), mesh) is xla_attention
+    assert kernel_of(JaxConfig(), spec_of(), LENGTH, policy_of("bf16"), mesh) is blocked_attention
+    wanted = JaxConfig(attention="xla")
+    assert kernel_of(wanted, spec_of(), LENGTH, policy_of("bf16"), mesh) is xla_attention
     asked = kernel_of(JaxConfig(attention="splash", attention_block=256), spec_of(), 384, policy_of("bf16"), mesh)
     assert asked.func is splash_attention
     assert asked.keywords["blocks"].query == 128  # the largest that divides the row
