@@ -43,11 +43,12 @@ class _Compiler:
     layer_copies: float
 
 
-# XLA:TPU and XLA:GPU fuse the loss into one pass over the logits and replace them by their gradient.  XLA:CPU keeps the
-# logits, their exponentials and the gradient, always in float32, and copies the layers' weights transposed, for both passes.
+# XLA:TPU (and XLA:GPU, which is taken to be like it) fuses the loss into one pass over the logits and keeps them beside their
+# gradient, both in the compute dtype.  XLA:CPU keeps the logits, their exponentials and the gradient, always in float32, and
+# copies the layers' weights transposed, for both passes.
 _COMPILERS: dict[Platform, _Compiler] = {
-    "tpu": _Compiler(1.0, None, 0.0),
-    "gpu": _Compiler(1.0, None, 0.0),
+    "tpu": _Compiler(2.0, None, 0.0),
+    "gpu": _Compiler(2.0, None, 0.0),
     "cpu": _Compiler(3.0, 4.0, 2.0),
 }
 
@@ -86,8 +87,7 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
     saved = tokens * spec.layers * on_device
     host += tokens * spec.layers * on_host
     gathers = parallel.fsdp > 1
-    # A tied table is there as it is looked up and transposed, as the head multiplies by it.
-    table = width * counts.whole_table * (2 if spec.tie_embeddings and platform != "cpu" else 1) if gathers else 0.0
+    table = width * counts.whole_table if gathers else 0.0
     layer = width * counts.whole_layer if gathers else 0.0
     logit = compiler.logit_bytes or width
     logits = compiler.logits * logit * tokens * spec.vocab_size / parallel.tensor

@@ -99,7 +99,7 @@ def make_plan(config: RunConfig, model: Model, devices: Sequence[Devices], budge
     """Plan a run."""
     compute = compute_of(config, model)
     plans = [_device_plan(config, model, each, compute) for each in devices]
-    budgets = [] if budget_hours is None else [_budget(model, each, compute, budget_hours) for each in devices]
+    budgets = [] if budget_hours is None else [_budget(config, model, each, budget_hours) for each in devices]
     return Plan(compute, plans, budgets)
 
 
@@ -138,12 +138,13 @@ def _written(
         return error
 
 
-def _budget(model: Model, devices: Devices, compute: Compute, hours: float) -> Budget:
+def _budget(config: RunConfig, model: Model, devices: Devices, hours: float) -> Budget:
     """chip-hours x peak x MFU."""
-    use = expected_utilization(devices.chip, compute.parameters)
+    use = expected_utilization(devices.chip, model.parameters)
+    each = use.counted(flops_per_token(model.spec, config.data.sequence_length))
     flops = hours * 3600 * devices.chip.bf16_flops * devices.chip.devices_per_chip * use.mfu
     best = scaling.optimum(flops)
-    return Budget(devices, use, flops, flops / compute.flops_per_token, best, shape_of(model, best.parameters))
+    return Budget(devices, use, flops, flops / each, best, shape_of(model, best.parameters))
 
 
 def shape_of(model: Model, parameters: float) -> tuple[int, int]:

@@ -45,7 +45,7 @@ def speed(model: Model, setting: Setting, devices: Devices, utilization: Utiliza
     """Seconds of an optimiser step."""
     spec, parallel, width = model.spec, setting.parallel, setting.compute_bytes
     tokens = setting.global_batch * setting.sequence
-    flops = tokens * flops_per_token(spec, setting.sequence).training
+    flops = tokens * utilization.counted(flops_per_token(spec, setting.sequence))
     again = RECOMPUTED[setting.remat] if isinstance(setting.remat, str) else 0.3
     arithmetic = flops * (1 + again / 3) / (devices.flops * utilization.mfu)
     rate = _rate(devices)

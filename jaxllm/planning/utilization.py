@@ -1,8 +1,9 @@
 """What fraction of a chip's peak real runs have reached: published figures, each with its source.
 
 MFU is model FLOPs over peak bf16 FLOPs (arXiv:2204.02311, appendix B).  Most sources count attention's full square, jaxllm only
-the half that is not masked: at sequence 2,048 that is a few per cent less, at 8,192 more; it is noted as `full`.  A plan says
-which figure it used: the median of those of the chip's generation, of models nearest in size.
+the half that is not masked: at sequence 2,048 that is a few per cent less, at 8,192 more; it is noted as `full`, and a plan
+that uses such a figure counts in the same way.  A plan says which figure it used: the median of those of the chip's generation,
+of models nearest in size.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import statistics
 from dataclasses import dataclass
 
 from jaxllm.metrics.chips import Chip
+from jaxllm.metrics.flops import FlopsPerToken
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,15 @@ ASSUMED = 0.35
 
 @dataclass(frozen=True)
 class Utilization:
-    """An expected MFU and where it comes from."""
+    """An expected MFU and where it comes from.  whole_square: it counts attention's masked half, too."""
 
     mfu: float
     source: str
+    whole_square: bool = False
+
+    def counted(self, flops: FlopsPerToken) -> float:
+        """Training FLOPs per token as the source of the figure counts them, so that peak x MFU / these is a real speed."""
+        return flops.training + (3.0 * flops.attention if self.whole_square else 0.0)
 
 
 def expected_utilization(chip: Chip, parameters: float) -> Utilization:
@@ -84,4 +91,4 @@ def expected_utilization(chip: Chip, parameters: float) -> Utilization:
     nearest = sorted(known, key=lambda each: abs(math.log(each.parameters / parameters)))[:3]
     median = statistics.median_low(each.mfu for each in nearest)
     chosen = next(each for each in nearest if each.mfu == median)
-    return Utilization(chosen.mfu, f"{chosen.what}, {chosen.source}")
+    return Utilization(chosen.mfu, f"{chosen.what}, {chosen.source}", chosen.attention == "full")

@@ -42,7 +42,7 @@ def test_the_list_of_verbs_imports_next_to_nothing(arguments: tuple[str, ...]) -
     assert "jaxllm" in modules
 
 
-@pytest.mark.parametrize("verb", ["train", "generate", "export", "data", "config", "doctor"])
+@pytest.mark.parametrize("verb", ["train", "generate", "export", "plan", "data", "config", "doctor"])
 def test_the_help_of_a_verb_imports_no_framework(verb: str) -> None:
     assert not imported_by(verb, "--help") & (FRAMEWORKS | {"pydantic"})
 
@@ -53,6 +53,7 @@ def test_the_help_of_a_verb_imports_no_framework(verb: str) -> None:
         ("config", "check", "configs/quickstart.yaml"),
         ("config", "show", "configs/gpt2-124m.yaml"),
         ("config", "schema"),
+        ("plan", "configs/gpt2-124m.yaml", "--chips", "h100x8"),
     ],
 )
 def test_config_imports_no_framework(arguments: tuple[str, ...]) -> None:
