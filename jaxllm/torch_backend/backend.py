@@ -36,7 +36,7 @@ class DeepSpeedBackend:
 
     def __init__(self) -> None:
         self._group: Group = join()
-        self._mesh = Mesh(self._group, data=self._group.world)
+        self._mesh = self._flat_mesh()
         self._run: Run | None = None
         self._engine: Engine | None = None
         self._loop: Loop | None = None
@@ -68,7 +68,7 @@ class DeepSpeedBackend:
     def start(self, run: Run, state: TrainingState | None, training: bool = True) -> None:
         config = run.config
         check_combinations(config, run.model, self._group.world)
-        self._mesh.close()
+        self._leave_mesh()
         self._mesh = make_mesh(self._group, config.parallel)
         plan = resolve_batch(config, self._mesh.data) if training else BatchPlan(config.training.micro_batch or 1, 1)
         torch.set_float32_matmul_precision("highest")  # fp32 means fp32: no TF32
@@ -156,5 +156,12 @@ class DeepSpeedBackend:
         if self._engine is not None:
             self._engine.close()
         self._engine = self._loop = self._source = None
-        self._mesh.close()
+        self._leave_mesh()
         self._group.close()
+
+    def _leave_mesh(self) -> None:
+        self._mesh.close()
+        self._mesh = self._flat_mesh()
+
+    def _flat_mesh(self) -> Mesh:
+        return Mesh(self._group, data=self._group.world)

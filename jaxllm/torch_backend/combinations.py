@@ -15,8 +15,12 @@ from jaxllm.errors import ConfigError
 from jaxllm.families import Model
 from jaxllm.families.spec import AttentionSpec
 
-AUTOTP_FAMILIES = frozenset({"llama"})
-"""Families whose training under AutoTP a test has shown to be the training of one process."""
+AUTOTP_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"})
+"""Families whose training under AutoTP a test has shown to be the training of one process.
+
+Not among them: gpt2, whose layers are no linear layers to transformers and have no tensor-parallel plan; phi3, whose plan cuts
+fused projections, and olmo2, whose plan normalises over all heads, both by a style (`rowwise_split_input`) that AutoTP lacks.
+"""
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         "parallel.tensor",
         "tensor above 1 with a family that AutoTP does not split",
-        "AutoTP replaces linear layers by the model's tensor-parallel plan, and this family's is missing or untried",
+        "AutoTP follows the tensor-parallel plan that transformers has for a model, and this family has none that it knows",
         f"set it to 1 and use fsdp or context, or train one of: {', '.join(sorted(AUTOTP_FAMILIES))}",
         lambda case: case.parallel.tensor > 1 and case.model.family not in AUTOTP_FAMILIES,
     ),

@@ -7,7 +7,9 @@ by columns, as the model's own `tp_plan` says.  Embeddings, norms, and a head th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import torch
@@ -66,7 +68,8 @@ def split_model(model: Any, mesh: Mesh) -> dict[str, Split]:
     autotp.set_tensor_parallel_config(mesh.tensor, mesh.tensor_group)
     autotp.update_linear_policies()
     autotp._replace_module(model)  # noqa: SLF001 - what the engine calls; jaxllm does so earlier, to know the parameters
-    autotp.register_replicated_grad_hooks(model)
+    with redirect_stdout(StringIO()):  # it says how many, for every model
+        autotp.register_replicated_grad_hooks(model)
     collect_autotp_universal_checkpoint_info(model)  # completes the layouts
     model.ds_autotp_parsed = True  # the engine leaves the model as it is
     return {name: split for name, p in model.named_parameters() if (split := _split_of(p, mesh)) is not None}

@@ -16,6 +16,7 @@ from jaxllm.data.batch import Batch, Shard
 from jaxllm.families import flatten, resolve_model
 from jaxllm.run import Run
 from jaxllm.state.training_state import Progress, TensorReader, TrainingState
+from tests.tiny import TINY, tiny
 
 VOCABULARY, SEQUENCE, ROWS, CLIP_NORM = 61, 24, 8, 0.5
 MODELS: dict[str, dict[str, Any]] = {
@@ -65,6 +66,11 @@ MODELS: dict[str, dict[str, Any]] = {
         "bos_token_id": 0,
         "eos_token_id": 1,
     },
+}
+MODELS |= {
+    family: {**tiny(family), "vocab_size": VOCABULARY, **({} if family == "gpt2" else {"num_key_value_heads": 2})}
+    for family in TINY
+    if family not in MODELS
 }
 MODELS["llama-tied"] = {**MODELS["llama-heads"], "tie_word_embeddings": True}
 MODELS["gpt2-heads"] = {**MODELS["gpt2"], "n_embd": 20, "n_head": 4}

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 
+from jaxllm.families import FAMILIES
 from jaxllm.state.portable import write_state
 from jaxllm.state.training_state import Progress
-from tests.distributed.deepspeed_cases import MeshCase, make_batch, make_hyper, mesh_cases, random_state
+from jaxllm.torch_backend.combinations import AUTOTP_FAMILIES
+from tests.distributed.deepspeed_cases import MeshCase, make_batch, make_hyper, make_run, mesh_cases, random_state
 from tests.distributed.deepspeed_worker import Worker, infinite_gradient
 
 
@@ -56,8 +59,18 @@ class MeshWorker(Worker):
             self.arrays[f"logits/{case.key}"] = np.stack(logits)
             self.record(f"after_decoding/{case.key}", self.steps(backend, 0, 1))
 
+    def of_a_family(self, family: str, parallel: str) -> None:
+        """Two steps in float64, two processes along one axis."""
+        with self.started(make_run(family, precision="fp64", parallel={parallel: 2})) as backend:
+            self.record(f"family/{family}/{parallel}", self.steps(backend, 0, 2))
+            self.keep(f"family/{family}/{parallel}", backend.export(Progress(2, 2)))
+
     def run(self) -> None:
+        transformers.logging.set_verbosity_error()  # it has its own mind about tiny models
         world = self.backend.shard.count
+        for family in FAMILIES if world == 2 else ():
+            for axis in ("data", "context", *(["tensor"] if family in AUTOTP_FAMILIES else [])):
+                self.of_a_family(family, axis)
         for case in mesh_cases(world):
             self.laid_out(case)
             if world == 2 and case.family == "llama-heads" and not case.options and case.precision != "bf16":

@@ -14,9 +14,12 @@ import pytest
 import torch
 
 from jaxllm.backend import create_backend
+from jaxllm.errors import ConfigError
+from jaxllm.families import FAMILIES
 from jaxllm.parity.tolerances import TOLERANCES
 from jaxllm.state.initial import InitialWeights
 from jaxllm.state.training_state import Progress
+from jaxllm.torch_backend.combinations import AUTOTP_FAMILIES, check_combinations
 from jaxllm.torch_backend.float64 import true_float64
 from tests.distributed.deepspeed_cases import (
     MeshCase,
@@ -175,6 +178,20 @@ def test_decoding_gives_the_logits_of_the_whole_sequence(found: dict[int, Found]
         np.testing.assert_allclose(arrays[f"logits/{key}"], expected, rtol=1e-5, atol=1e-6, err_msg=key)
         loss, norm, _ = results[f"after_decoding/{key}"][0]
         assert (loss, norm) == pytest.approx(_reference("llama-heads", torch.float32)[0][0], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_on_divided_sequences_and_tensors(found: dict[int, Found], family: str) -> None:
+    """Against two processes with rows of their own, in float64; a family that is not split is refused by name."""
+    results, arrays = found[2]
+    if family not in AUTOTP_FAMILIES:
+        with pytest.raises(ConfigError, match="a family that AutoTP does not split"):
+            check_combinations((run := make_run(family, parallel={"tensor": 2})).config, run.model, 2)
+    for axis in ("context", *(["tensor"] if family in AUTOTP_FAMILIES else [])):
+        for found_step, expected in zip(results[f"family/{family}/{axis}"], results[f"family/{family}/data"], strict=True):
+            assert found_step == pytest.approx(expected, rel=TOLERANCES["fp64"].value)
+        weights, expected_weights = (_tensors(arrays, f"family/{family}/{key}") for key in (axis, "data"))
+        assert _distance(weights, expected_weights) < TOLERANCES["fp64"].trajectory_parameters
 
 
 def test_memory_is_that_of_the_run(found: dict[int, Found]) -> None:
