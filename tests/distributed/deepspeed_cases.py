@@ -67,10 +67,9 @@ MODELS: dict[str, dict[str, Any]] = {
         "eos_token_id": 1,
     },
 }
-MODELS |= {
-    family: {**tiny(family), "vocab_size": VOCABULARY, **({} if family == "gpt2" else {"num_key_value_heads": 2})}
+MODELS |= {  # every family, with heads for two processes
+    f"tiny-{family}": {**tiny(family), "vocab_size": VOCABULARY, **({} if family == "gpt2" else {"num_key_value_heads": 2})}
     for family in TINY
-    if family not in MODELS
 }
 MODELS["llama-tied"] = {**MODELS["llama-heads"], "tie_word_embeddings": True}
 MODELS["gpt2-heads"] = {**MODELS["gpt2"], "n_embd": 20, "n_head": 4}

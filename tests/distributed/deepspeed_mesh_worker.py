@@ -61,7 +61,7 @@ class MeshWorker(Worker):
 
     def of_a_family(self, family: str, parallel: str) -> None:
         """Two steps in float64, two processes along one axis."""
-        with self.started(make_run(family, precision="fp64", parallel={parallel: 2})) as backend:
+        with self.started(make_run(f"tiny-{family}", precision="fp64", parallel={parallel: 2})) as backend:
             self.record(f"family/{family}/{parallel}", self.steps(backend, 0, 2))
             self.keep(f"family/{family}/{parallel}", backend.export(Progress(2, 2)))
 
@@ -73,10 +73,11 @@ class MeshWorker(Worker):
                 self.of_a_family(family, axis)
         for case in mesh_cases(world):
             self.laid_out(case)
-            if world == 2 and case.family == "llama-heads" and not case.options and case.precision != "bf16":
-                self.guarded_on_a_mesh(case)
-                if case.zero_stage in (0, 3):
-                    self.decoded_on_a_mesh(case)
+            if world == 4 or case.family != "llama-heads" or case.precision == "bf16":
+                continue
+            self.guarded_on_a_mesh(case)
+            if case.zero_stage in (0, 3) and not case.options:
+                self.decoded_on_a_mesh(case)
         self.finish(world)
 
 

@@ -54,6 +54,15 @@ def test_a_run_that_cannot_be(site: Site, backend: str, changes: dict[str, Any],
     assert not site.path("bad").exists()
 
 
+def test_what_deepspeed_cannot_combine_is_refused_before_the_data_is_prepared(site: Site) -> None:
+    config = site.write("bad", deepspeed={"offload_param": "cpu"}, data={"cache_dir": str(site.folder / "cache")})
+    message = _refused(site, "train", config, "--backend", "deepspeed")
+    assert "deepspeed.offload_param: cpu is not possible" in message
+    assert "set zero_stage to 3" in message
+    assert not site.path("bad").exists()
+    assert not (site.folder / "cache").exists()
+
+
 def test_a_mesh_that_does_not_fit(site: Site) -> None:
     config = site.write("bad", parallel={"data": 4})
     message = _refused(site, "train", config)
