@@ -13,7 +13,7 @@ from jaxllm.config.schema import BackendName, Precision
 from jaxllm.parity.tolerances import TOLERANCES, relative_error
 from tests.golden.remake_trajectories import COMMAND, STEPS, golden_file
 from tests.parity.conftest import Run, Zero, run_zero
-from tests.parity.trajectories import CLIP_NORMS, FAMILIES, MESHES, MODELS, OTHERS, Trained
+from tests.parity.trajectories import CLIP_NORMS, FAMILIES, MESHES, MODELS, OTHERS, SHARING, Trained
 
 pytest.importorskip("torch", reason="the other side of every comparison")
 
@@ -71,6 +71,11 @@ def test_every_zero_stage_is_jax(trained: Run, zero: Zero, family: str, stage: i
     assert_same(zero.read(f"{family}-zero{stage}"), trained("jax", family, "fp32"), "fp32")
 
 
+@pytest.mark.parametrize("layout", SHARING)
+def test_tensors_and_sequences_shared_by_deepspeed_processes_are_jax(trained: Run, zero: Zero, layout: str) -> None:
+    assert_same(zero.read(layout), trained("jax", "llama", "fp32"), "fp32")
+
+
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -101,6 +106,13 @@ def long_zero(tmp_path_factory: pytest.TempPathFactory) -> Zero:
 def test_every_zero_stage_is_jax_over_a_thousand_steps(trained: Run, long_zero: Zero, family: str, stage: int) -> None:
     reference = trained("jax", family, "fp32", steps=NIGHTLY_STEPS)
     assert_same(long_zero.read(f"{family}-zero{stage}"), reference, "fp32")
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("layout", SHARING)
+def test_shared_tensors_and_sequences_are_jax_over_a_thousand_steps(trained: Run, long_zero: Zero, layout: str) -> None:
+    assert_same(long_zero.read(layout), trained("jax", "llama", "fp32", steps=NIGHTLY_STEPS), "fp32")
 
 
 def test_a_trajectory_that_differs_is_told_apart() -> None:

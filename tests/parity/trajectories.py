@@ -56,12 +56,24 @@ MESHES: dict[str, dict[str, int]] = {
     "data 2 x fsdp 2 x tensor 2": {"data": 2, "fsdp": 2, "tensor": 2},
 }
 ONE: dict[str, int] = {"data": 1}
+SHARING: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
+    "autotp-zero0": ({"tensor": 2}, {"zero_stage": 0}),
+    "autotp-zero3": ({"tensor": 2}, {"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"}),
+    "ulysses-zero2": ({"context": 2}, {"zero_stage": 2}),
+    "ulysses-zero3": ({"context": 2}, {"zero_stage": 3, "activation_checkpointing": True}),
+}
+"""Layouts of two DeepSpeed processes that share rows: mesh, and keys of `deepspeed`; Llama goes through them."""
 
 
 def make_run(
-    family: str, precision: Precision, steps: int, mesh: Mapping[str, int] = ONE, groups: int | None = None, zero_stage: int = 0
+    family: str,
+    precision: Precision,
+    steps: int,
+    mesh: Mapping[str, int] = ONE,
+    groups: int | None = None,
+    **deepspeed: Any,
 ) -> Run:
-    """A run of a tiny model.  mesh: JAX's axes.  groups: of devices that see different rows; default, as the mesh has them.
+    """A run of a tiny model.  groups: of devices that see different rows; default, as the mesh has them.
 
     A global batch is two micro-batches of each group, as far as there are rows enough.
     """
@@ -87,7 +99,7 @@ def make_run(
             },
             "parallel": mesh,
             "jax": {"cpu_devices": math.prod(mesh.values())},
-            "deepspeed": {"zero_stage": zero_stage},
+            "deepspeed": deepspeed,
         }
     )
     return Run(config, resolve_model(config.model, VOCABULARY, 0), steps)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxllm.run import Run
 from jaxllm.state import TrainingState, read_state
 from jaxllm.torch_backend import DeepSpeedBackend
-from tests.parity.trajectories import FAMILIES, Trained, make_run, take_steps
+from tests.parity.trajectories import FAMILIES, SHARING, Trained, make_run, take_steps
 
 PROCESSES = 2
 STAGES = (0, 1, 2, 3)
@@ -55,11 +55,13 @@ def main(folder: Path, steps: int) -> None:
             write(folder / f"{key}.npz", trained)
 
     for family in FAMILIES:
-        runs = {stage: make_run(family, "fp32", steps, {}, PROCESSES, stage) for stage in STAGES}
+        runs = {stage: make_run(family, "fp32", steps, {}, PROCESSES, zero_stage=stage) for stage in STAGES}
         for stage, run in runs.items():
             train(f"{family}-zero{stage}", run)
         train(f"{family}-to-zero3", runs[3], read_state(folder / f"switch-{family}"))
         train(f"{family}-from-zero2", runs[2], stop=steps // 2, keep=folder / f"zero2-{family}")
+    for key, (mesh, options) in SHARING.items():
+        train(key, make_run("llama", "fp32", steps, mesh, groups=1, **options))
     backend.close()
 
 
