@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._report import write
-from jaxllm.config.schema import PythonSource, RunConfig
+from jaxllm.config.schema import RunConfig
+from jaxllm.config.source import PythonSource
+from jaxllm.data.document import SkipCount
 from jaxllm.data.pipeline import BatchPipeline
 from jaxllm.data.prepare import prepare
-from jaxllm.data.sources import SkipCount, read_documents
+from jaxllm.data.sources import read_documents
 
 GOAL = 5e6
 

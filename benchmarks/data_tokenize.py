@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._report import write
-from jaxllm.config.schema import PythonSource, RunConfig
+from jaxllm.config.schema import RunConfig
+from jaxllm.config.source import PythonSource
+from jaxllm.data.document import SkipCount
 from jaxllm.data.prepare import prepare
-from jaxllm.data.sources import SkipCount, read_documents
+from jaxllm.data.sources import read_documents
 from jaxllm.data.tokenizer import Tokenizer
 
 GOAL = 0.8

@@ -57,7 +57,7 @@ def page() -> str:
 
 
 def _chapter(section: type[BaseModel], path: str, level: int) -> Iterator[str]:
-    kind = f" (kind: {kinds(section)[0]})" if path.endswith("source") else ""
+    kind = f" (kind: {kinds(section)[0]})" if path.endswith(("source", "objective")) else ""
     yield f"{'#' * level} `{path}`{kind}\n\n{_text(section)}{_table(section)}"
     for name, field in fields(section).items():
         inner = _sections(field)

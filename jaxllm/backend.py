@@ -54,10 +54,14 @@ class StepResult:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Sums over all rows of all processes: loss_sum in nats, target_tokens the sum of weights."""
+    """Sums over all rows of all processes: loss_sum in nats, target_tokens the sum of weights.
+
+    outputs_NTL: of the model for every row of every global batch, in order, on every process; None unless asked for.
+    """
 
     loss_sum: float
     target_tokens: float
+    outputs: NDArray[np.floating] | None = None
 
 
 class Decoder(Protocol):
@@ -102,8 +106,11 @@ class Backend(Protocol):
         """One optimiser step on this process's rows of the global batch."""
         ...
 
-    def evaluate(self, batches: Iterable[Batch]) -> EvaluationResult:
-        """Loss over batches, without dropout; every process passes its own rows of the same batches."""
+    def evaluate(self, batches: Iterable[Batch], *, outputs: bool = False) -> EvaluationResult:
+        """Loss over batches, without dropout; every process passes its own rows of the same batches.
+
+        outputs: also gather the model's outputs: of a classification, since those of a language model are too many.
+        """
         ...
 
     def decoder(self, max_length: int) -> Decoder:

@@ -9,14 +9,14 @@ from pathlib import Path
 from jaxllm.checkpointing import open_state
 from jaxllm.config import RunConfig
 from jaxllm.errors import JaxllmError
-from jaxllm.families import resolve_model
+from jaxllm.families import resolve_model, task_of
 from jaxllm.state import write_state
 
 
 def convert(checkpoint: Path, out: Path) -> None:
     """Write the state in `checkpoint` to `out`, which appears only when it is whole."""
     config = RunConfig.model_validate(json.loads((checkpoint / "checkpoint.json").read_text())["config"])
-    model = resolve_model(config.model)
+    model = resolve_model(config.model, task=task_of(config.objective))
     dtype = "float64" if config.training.precision == "fp64" else "float32"
     partial = out.with_name(f"{out.name}.partial")
     write_state(open_state(checkpoint, model), partial, model.huggingface_config, dtype=dtype)

@@ -13,12 +13,14 @@ layers.{i}.query, .key, .value     (B, S, H or K, D)  after position encoding
 layers.{i}.attention_output        (B, S, E)  after the output projection
 layers.{i}.attention_output_norm   (B, S, E)  if the layer normalises what comes out of attention
 layers.{i}.attention_residual      (B, S, E)  the residual stream with it added
+layers.{i}.attention_residual_norm (B, S, E)  if the layer normalises the residual stream itself
 layers.{i}.mlp_norm                (B, S, E)  as attention_norm
 layers.{i}.mlp_output              (B, S, E)
 layers.{i}.mlp_output_norm         (B, S, E)  as attention_output_norm
+layers.{i}.mlp_residual            (B, S, E)  the residual stream with it added, if the layer normalises that
 layers.{i}.residual                (B, S, E)  the residual stream that leaves the layer
-final_norm                         (B, S, E)
-logits                             (B, S, V)
+final_norm                         (B, S, E)  if the model normalises it once more
+logits                             (B, S, V)  or (B, 1, L): L outputs for each row
 """
 
 from __future__ import annotations
@@ -47,24 +49,28 @@ LAYER_POINTS = (
     "attention_output",
     "attention_output_norm",
     "attention_residual",
+    "attention_residual_norm",
     "mlp_norm",
     "mlp_output",
     "mlp_output_norm",
+    "mlp_residual",
     "residual",
 )
 
 
 def layer_points(spec: ModelSpec) -> tuple[str, ...]:
     """The points of a layer, in forward order."""
-    norms = {"attention_norm": spec.norm.before, "mlp_norm": spec.norm.before}
-    norms |= {"attention_output_norm": spec.norm.after, "mlp_output_norm": spec.norm.after}
+    norm = spec.norm
+    norms = {"attention_norm": norm.before, "mlp_norm": norm.before}
+    norms |= {"attention_output_norm": norm.after, "mlp_output_norm": norm.after}
+    norms |= {"attention_residual_norm": norm.of_residual, "mlp_residual": norm.of_residual}
     return tuple(point for point in LAYER_POINTS if norms.get(point, True))
 
 
 def point_names(spec: ModelSpec) -> tuple[str, ...]:
     """Every point of a model, in forward order."""
     layers = (f"layers.{layer}.{point}" for layer in range(spec.layers) for point in layer_points(spec))
-    return ("embedding", *layers, "final_norm", "logits")
+    return ("embedding", *layers, *(() if spec.norm.of_residual else ("final_norm",)), "logits")
 
 
 @dataclass(frozen=True)

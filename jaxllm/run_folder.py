@@ -87,7 +87,7 @@ def resolved(config: RunConfig, model: Model) -> dict[str, Any]:
     """The run file with every default written out, the model's own keys included; it loads as the same run."""
     data = config.model_dump(mode="json", by_alias=True)
     if config.model.from_ is None:
-        described = ("architectures", "model_type")
+        described = ("architectures", "model_type", "id2label", "label2id", "problem_type")  # what the objective says already
         keys = {key: value for key, value in model.huggingface_config.items() if key not in described}
         data["model"] = {"family": model.family, **keys}
     else:

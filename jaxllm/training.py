@@ -19,7 +19,8 @@ from jaxllm.data.batch import Batch
 from jaxllm.data.pipeline import BatchPipeline
 from jaxllm.data.prepare import PreparedData, SplitName
 from jaxllm.data.prepare import prepare as prepare_data
-from jaxllm.families import check_sequence_length, resolve_model
+from jaxllm.evaluation import evaluate
+from jaxllm.families import check_sequence_length, resolve_model, task_of
 from jaxllm.generation import Sampling, generate, prompt_tokens
 from jaxllm.interrupts import StopRequest
 from jaxllm.ledger import Ledger
@@ -71,7 +72,7 @@ def prepare(
     JaxllmError.
     """
     data = prepare_data(config, progress=progress)
-    model = resolve_model(config.model, data.vocab_size, data.tokenizer.eos_id)
+    model = resolve_model(config.model, data.vocab_size, data.tokenizer.eos_id, task=task_of(config.objective))
     check_sequence_length(model, config)
     run = Run(config, model, total_steps(config))
     check_schedule(run.total_steps, config.schedule)
@@ -220,12 +221,9 @@ class _Loop:
         """The loss on the validation split."""
         step = self._ledger.settle().step
         begun = self._meter.seconds
-        with self._meter.pause(), self._batches("validation") as batches:
-            sums = self._backend.evaluate(batches)
-        split = self._plan.data.validation
-        bytes_per_token = split.bytes / split.tokens if split.tokens else None
-        seconds = self._meter.seconds - begun
-        self._validation = ValidationRecord.from_sums(step, sums.loss_sum, sums.target_tokens, bytes_per_token, seconds)
+        with self._meter.pause():
+            evaluated = evaluate(self._backend, self._plan.run, self._plan.data)
+        self._validation = evaluated.record(step, self._meter.seconds - begun)
         self._sinks.validation(self._validation)
 
     def _save(self) -> None:
@@ -237,12 +235,16 @@ class _Loop:
             self._saved_step = progress.step
 
     def _finish(self) -> None:
-        """After the last step: a sample and the picture of the loss."""
-        self._write_sample()
+        """After the last step: a sample, where the model writes text, and the picture of the loss."""
+        plain = self._config.objective.kind == "causal-lm"
+        if plain:
+            self._write_sample()
         if self._backend.is_main:
             from jaxllm.metrics.plot import plot_losses
 
-            plot_losses(self._plan.folder.metrics, self._plan.folder.plot, self._plan.data.unigram_entropy)
+            # The entropy of the tokens' frequencies is a loss to compare with only where every token is predicted.
+            entropy = self._plan.data.unigram_entropy if plain else None
+            plot_losses(self._plan.folder.metrics, self._plan.folder.plot, entropy)
         skipped = f"; {self._ledger.skipped} steps left out" if self._ledger.skipped else ""
         self._sinks.message(f"done: {self._plan.folder.path} after {self._total} steps{skipped}")
 

@@ -6,6 +6,7 @@ import sys
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -65,12 +66,13 @@ def print_rows(prepared: PreparedData, config: RunConfig, split: SplitName, firs
                 if sequences[row] >= 0:
                     console.print()
                     console.rule(f"{split} batch {number}, row {row}: sequence {sequences[row]}", align="left")
-                    _print_row(console, prepared.tokenizer, batch, row)
+                    _print_row(console, prepared.tokenizer, batch, row, getattr(config.objective, "names", ()))
             rows -= batch.rows
             number += 1
 
 
-def _print_row(console: Console, tokenizer: Tokenizer, batch: Batch, row: int) -> None:
+def _print_row(console: Console, tokenizer: Tokenizer, batch: Batch, row: int, labels: tuple[str, ...]) -> None:
+    """One row.  labels: names of what targets stand for; none where they are tokens."""
     segments_S, weights_S = batch.segments[row], batch.weights[row]
     padding = int((segments_S == 0).sum())
     documents = int(segments_S.max())
@@ -78,17 +80,32 @@ def _print_row(console: Console, tokenizer: Tokenizer, batch: Batch, row: int) -
         f"{segments_S.size - padding} tokens of {documents} {'document' if documents == 1 else 'documents'}, "
         f"{int(weights_S.sum())} targets, {padding} padding"
     )
+    if batch.source is not None and batch.source_segments is not None:
+        source_S = batch.source[row][batch.source_segments[row] > 0]
+        console.print(Text("── source", style="bold cyan"))
+        console.print(Text(tokenizer.decode(source_S.tolist())), soft_wrap=True)
     for segment in range(1, documents + 1):
         (places,) = np.nonzero(segments_S == segment)
         console.print(Text(f"── document {segment}: tokens {places[0]} to {places[-1]}", style="bold cyan"))
         console.print(_text(tokenizer, batch, row, int(places[0]), int(places[-1]) + 1), soft_wrap=True)
-    console.print(_token_table(tokenizer, batch, row))
+    if weights_S.size != segments_S.size:  # the targets are the row's, not its tokens'
+        console.print(f"target: {_row_target(batch.targets[row], labels)}", highlight=False, markup=False)
+    console.print(_token_table(tokenizer, batch, row, labels))
+
+
+def _row_target(targets: NDArray[np.generic], labels: tuple[str, ...]) -> str:
+    """A label, all labels, or values."""
+    if targets.dtype == np.int32:
+        return labels[int(targets[0])]
+    if set(targets.tolist()) <= {0.0, 1.0} and len(labels) > 1:
+        return ", ".join(label for label, has in zip(labels, targets, strict=True) if has) or "none of the labels"
+    return ", ".join(f"{value:g}" for value in targets.tolist())
 
 
 def _text(tokenizer: Tokenizer, batch: Batch, row: int, start: int, stop: int) -> Text:
     """The decoded tokens; those whose target has no weight stand out."""
     text = Text()
-    weights = batch.weights[row, start:stop]
+    weights = _token_weights(batch, row)[start:stop]
     edges = [0, *(np.nonzero(np.diff(weights))[0] + 1).tolist(), stop - start]
     for left, right in pairwise(edges):
         tokens = batch.inputs[row, start + left : start + right].tolist()
@@ -96,10 +113,17 @@ def _text(tokenizer: Tokenizer, batch: Batch, row: int, start: int, stop: int) -
     return text
 
 
-def _token_table(tokenizer: Tokenizer, batch: Batch, row: int) -> Table:
+def _token_weights(batch: Batch, row: int) -> NDArray[np.float32]:
+    """The weight of each token's target; 1 for every token where the target is the row's."""
+    weights = batch.weights[row]
+    return weights if weights.size == batch.sequence_length else np.ones(batch.sequence_length, np.float32)
+
+
+def _token_table(tokenizer: Tokenizer, batch: Batch, row: int, labels: tuple[str, ...]) -> Table:
     """The tokens at the start, the end and around each boundary, with everything a model is given for them."""
-    segments_S = batch.segments[row]
+    segments_S, weights_S = batch.segments[row], _token_weights(batch, row)
     size = segments_S.size
+    per_token = batch.targets.shape[1] == size
     edges = [0, *(np.nonzero(np.diff(segments_S))[0] + 1).tolist(), size]
     shown = sorted({place for edge in edges for place in range(edge - _AROUND, edge + _AROUND) if 0 <= place < size})
     table = Table(box=box.SIMPLE_HEAD)
@@ -112,7 +136,11 @@ def _token_table(tokenizer: Tokenizer, batch: Batch, row: int) -> Table:
         if place != before + 1:
             table.add_row(*["…"] * 6)
         before = place
-        weight = float(batch.weights[row, place])
+        weight = float(weights_S[place])
+        target = Text("-")
+        if weight and per_token:
+            number = int(batch.targets[row, place])
+            target = Text(labels[number]) if labels else _token(tokenizer, number)
         segment = int(segments_S[place])
         table.add_row(
             str(place),
@@ -120,7 +148,7 @@ def _token_table(tokenizer: Tokenizer, batch: Batch, row: int) -> Table:
             str(batch.positions[row, place]),
             f"{weight:g}",
             _token(tokenizer, int(batch.inputs[row, place])) if segment else Text("padding"),
-            _token(tokenizer, int(batch.targets[row, place])) if weight else Text("-"),
+            target,
             style="" if weight else _UNWEIGHTED,
         )
     return table

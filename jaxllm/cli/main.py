@@ -19,6 +19,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "train": Verb("jaxllm.cli.train", "Train a model as a run file says, or resume it."),
+    "eval": Verb("jaxllm.cli.eval", "Measure how good a trained model is."),
     "generate": Verb("jaxllm.cli.generate", "Continue a prompt with a trained model."),
     "export": Verb("jaxllm.cli.export", "Write a trained model as a folder that transformers loads."),
     "parity": Verb("jaxllm.cli.parity", "Measure how far JAX and PyTorch + DeepSpeed are apart on a run file."),
@@ -41,7 +42,8 @@ class LazyGroup(click.Group):
         """Import the verb."""
         if cmd_name not in VERBS:
             return None
-        command = getattr(importlib.import_module(VERBS[cmd_name].module), cmd_name)
+        module = importlib.import_module(VERBS[cmd_name].module)
+        command = getattr(module, cmd_name, None) or getattr(module, f"{cmd_name}_")  # a verb may be a name of Python's
         assert isinstance(command, click.Command)  # noqa: S101 - the table above is wrong otherwise
         return command
 

@@ -9,7 +9,10 @@ from typing import Any
 
 from jaxllm.backend import check_layout
 from jaxllm.config import BatchPlan, RunConfig, data_parallel, resolve_batch, tokens_per_step, total_steps
-from jaxllm.families import Model, check_sequence_length, resolve_model
+from jaxllm.config.schema import TokenizerConfig
+from jaxllm.data.fields import check_examples
+from jaxllm.data.special_tokens import CONVENTIONS
+from jaxllm.families import Model, check_sequence_length, resolve_model, task_of
 from jaxllm.metrics.flops import flops_per_token
 from jaxllm.schedule import check_schedule
 
@@ -60,8 +63,15 @@ def resolve(config: RunConfig) -> Model:
     if tokenizer.from_ is not None:
         vocab_size, end_of_text = _local_tokenizer(tokenizer.from_)
     else:
-        vocab_size, end_of_text = tokenizer.vocab_size, 0  # a tokenizer trained here has its end-of-text token first
-    return resolve_model(config.model, vocab_size, end_of_text, weights=False)
+        vocab_size, end_of_text = tokenizer.vocab_size, _trained_end_of_text(tokenizer)
+    return resolve_model(config.model, vocab_size, end_of_text, weights=False, task=task_of(config.objective))
+
+
+def _trained_end_of_text(tokenizer: TokenizerConfig) -> int | None:
+    """A tokenizer trained here has its special tokens first."""
+    convention = CONVENTIONS[tokenizer.convention]
+    token = convention.roles.get("eos_token")
+    return None if token is None else convention.tokens.index(token)
 
 
 def _local_tokenizer(name: str) -> tuple[int | None, int | None]:
@@ -80,6 +90,7 @@ def summarize(config: RunConfig, model: Model, devices: int | None = None) -> Ru
     ConfigError for a batch, mesh, schedule or sequence length that does not fit, and for what the backend cannot combine.
     devices: default, the fewest that the mesh allows.
     """
+    check_examples(config)
     check_sequence_length(model, config)
     check_schedule(total_steps(config), config.schedule)
     check_layout(config, model, devices)

@@ -9,31 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from jaxllm.config.messages import closest
+from jaxllm.config.objective import CausalLmObjective, ObjectiveConfig
 from jaxllm.config.remat import RematPolicy, check_remat_names
+from jaxllm.config.section import Fraction, NonNegative, Positive, Section
+from jaxllm.config.source import PythonSource, Source
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp64"]
 BackendName: TypeAlias = Literal["jax", "deepspeed"]
 AttentionName: TypeAlias = Literal["auto", "xla", "blocked", "splash", "cudnn"]
 OptimizerOffload: TypeAlias = Literal["none", "moments", "all"]
-
-
-def _whole(value: object) -> object:
-    """`1e9` is a float in YAML; where a count is wanted it is the whole number it looks like."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Positive: TypeAlias = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
-NonNegative: TypeAlias = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
-Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """A frozen part of the run file that refuses keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -61,94 +48,14 @@ class ModelConfig(Section):
         return dict(self.model_extra or {})
 
 
-class ObjectiveConfig(Section):
-    """What the model learns to predict."""
-
-    kind: Literal["causal-lm"] = Field("causal-lm", description="causal-lm: every token from the ones before it.")
-
-
-class PythonSource(Section):
-    """The standard library of the running Python: real text on every machine, one document per module."""
-
-    kind: Literal["python-source"] = Field("python-source", description="The standard library of the running Python.")
-    max_documents: Positive | None = Field(None, description="Use only the first N documents.")
-
-
-class FileSource(Section):
-    """Fields of every source that reads files."""
-
-    files: tuple[str, ...] = Field(
-        ...,
-        min_length=1,
-        description="Paths and globs, relative to the working directory; one, or a list.",
-        json_schema_extra={"type": ["array", "string"]},
-    )
-    max_documents: Positive | None = Field(None, description="Use only the first N documents.")
-
-    @field_validator("files", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        if isinstance(value, str):
-            return (value,)
-        return tuple(value) if isinstance(value, list) else value
-
-
-class TextSource(FileSource):
-    """Plain text files."""
-
-    kind: Literal["text"] = Field(..., description="Plain text files.")
-    document: Literal["file", "line", "paragraph"] = Field("file", description="What one document is.")
-
-
-class JsonlSource(FileSource):
-    """JSON Lines files: one object per line."""
-
-    kind: Literal["jsonl"] = Field(..., description="JSON Lines files.")
-    text_field: str = Field("text", description="The key that holds the text.")
-    skip_broken: bool = Field(False, description="Skip and count broken lines instead of stopping at the first.")
-
-
-class CsvSource(FileSource):
-    """CSV files with a header row."""
-
-    kind: Literal["csv"] = Field(..., description="CSV files.")
-    text_field: str = Field("text", description="The column that holds the text.")
-    delimiter: str = Field(",", min_length=1, max_length=1, description="The character between two columns.")
-
-
-class ParquetSource(FileSource):
-    """Parquet files."""
-
-    kind: Literal["parquet"] = Field(..., description="Parquet files.")
-    text_field: str = Field("text", description="The column that holds the text.")
-
-
-class HuggingFaceSource(Section):
-    """Any dataset that `datasets.load_dataset` opens: a hub name or a local folder."""
-
-    kind: Literal["huggingface"] = Field(..., description="A dataset that `datasets.load_dataset` opens.")
-    name: str = Field(..., description="Hub name or local folder.")
-    subset: str | None = Field(None, description="Configuration of the dataset, where it has several.")
-    split: str = Field("train", description="Split to read, for example `train` or `train[:10%]`.")
-    revision: str | None = Field(None, description="Branch, tag or commit; pin it to read the same data for ever.")
-    text_field: str = Field("text", description="The column that holds the text.")
-    streaming: bool = Field(False, description="Read over the network as needed instead of downloading the whole dataset.")
-    max_documents: Positive | None = Field(None, description="Use only the first N documents.")
-
-
-Source: TypeAlias = Annotated[
-    PythonSource | TextSource | JsonlSource | CsvSource | ParquetSource | HuggingFaceSource, Field(discriminator="kind")
-]
-
-
 class TokenizerConfig(Section):
-    """A tokenizer trained here (`train: bpe`), or an existing one (`from:` a folder or hub name)."""
+    """A tokenizer trained here (`train: bpe` or `wordpiece`), or an existing one (`from:` a folder or hub name)."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "oneOf": [
                 {
-                    "properties": {"train": {"const": "bpe"}, "vocab_size": {"type": "integer"}, "from": {"type": "null"}},
+                    "properties": {"train": {"type": "string"}, "vocab_size": {"type": "integer"}, "from": {"type": "null"}},
                     "required": ["train", "vocab_size"],
                 },
                 {
@@ -159,7 +66,12 @@ class TokenizerConfig(Section):
         }
     )
 
-    train: Literal["bpe"] | None = Field(None, description="Train a byte-level BPE on the training documents.")
+    train: Literal["bpe", "wordpiece"] | None = Field(
+        None, description="Train one on the training documents: bpe: byte-level; wordpiece: BERT's, lower case."
+    )
+    special_tokens: Literal["gpt2", "bert", "roberta", "t5"] | None = Field(
+        None, description="Whose special tokens one trained here has; default: gpt2 for bpe, bert for wordpiece."
+    )
     vocab_size: Positive | None = Field(None, description="Entries of the tokenizer trained here, special tokens included.")
     from_: str | None = Field(None, alias="from", description="Local folder or hub name of an existing tokenizer.")
 
@@ -168,10 +80,22 @@ class TokenizerConfig(Section):
         if (self.train is None) == (self.from_ is None):
             raise ValueError("give either `train: bpe` with `vocab_size:`, or `from:` a folder or hub name")
         if self.train is not None and self.vocab_size is None:
-            raise ValueError("`train: bpe` needs `vocab_size:`")
+            raise ValueError(f"`train: {self.train}` needs `vocab_size:`")
         if self.from_ is not None and self.vocab_size is not None:
             raise ValueError("`vocab_size:` belongs to `train: bpe`; a tokenizer taken `from:` a folder has its own size")
+        if self.from_ is not None and self.special_tokens is not None:
+            raise ValueError("`special_tokens:` belongs to `train:`; a tokenizer taken `from:` a folder has its own")
+        if (self.train == "wordpiece") != (self.convention == "bert") and self.train is not None:
+            raise ValueError(
+                f"`train: {self.train}` cannot have the special tokens of {self.convention}; "
+                "wordpiece has those of bert, bpe those of gpt2, roberta or t5"
+            )
         return self
+
+    @property
+    def convention(self) -> Literal["gpt2", "bert", "roberta", "t5"]:
+        """Whose special tokens a tokenizer trained here has."""
+        return self.special_tokens or ("bert" if self.train == "wordpiece" else "gpt2")
 
 
 class DataConfig(Section):
@@ -184,13 +108,24 @@ class DataConfig(Section):
     )
     tokenizer: TokenizerConfig
     sequence_length: Annotated[int, Field(ge=2)] = Field(..., description="Tokens per sequence.")
+    target_length: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="seq2seq, span-corruption: tokens per target; default: sequence_length."
+    )
     packing: Literal["concatenate", "none"] = Field(
         "concatenate", description="concatenate: documents fill sequences end to end; none: one (cut or padded) document each."
+    )
+    truncate: bool = Field(
+        False,
+        description="Labelled and paired examples: cut what is too long, the longer of a pair first, instead of stopping.",
     )
     cross_document_attention: bool = Field(
         False, description="Whether tokens of a packed sequence may attend to earlier documents in the same sequence."
     )
-    append_eos: bool = Field(True, description="End every document with the tokenizer's end-of-text token.")
+    append_eos: bool | None = Field(
+        None,
+        description="causal-lm: end every document with the tokenizer's end-of-text token; default: true. Other objectives "
+        "have the special tokens that the tokenizer puts around a text.",
+    )
     workers: Positive | None = Field(None, description="Tokenising processes; default: one, with the tokenizer's own threads.")
     cache_dir: Path | None = Field(None, description="Prepared data; default ~/.cache/jaxllm.")
     prefetch: NonNegative = Field(4, description="Batches prepared ahead of the step.")
@@ -358,7 +293,7 @@ class RunConfig(Section):
     seed: NonNegative = Field(0, description="Initial weights, data order, dropout and samples all follow from it.")
     backend: BackendName = Field("jax", description="Default backend; --backend overrides it.")
     model: ModelConfig
-    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    objective: ObjectiveConfig = Field(default_factory=CausalLmObjective)
     data: DataConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)

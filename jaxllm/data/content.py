@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from jaxllm.config.schema import HuggingFaceSource, Source
+from jaxllm.config.source import HuggingFaceSource, Source
 from jaxllm.data.sources import load_huggingface, source_files
 from jaxllm.data.tokenizer import tokenizer_files
 from jaxllm.errors import DataError

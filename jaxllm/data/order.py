@@ -26,3 +26,9 @@ def permutation(size: int, seed: int, purpose: str) -> NDArray[np.int64]:
     """A permutation of 0..size-1."""
     words = np.random.Philox(key=_bits(seed, purpose, 128)).random_raw(size)
     return np.argsort(words, kind="stable").astype(np.int64)
+
+
+def words(seed: int, purpose: str, place: int, count: int) -> NDArray[np.uint64]:
+    """`count` random words that belong to one place: a function of seed, purpose and place alone, in any order of places."""
+    # A counter stands for four words; the second of its four 64-bit digits keeps places apart.
+    return np.random.Philox(key=_bits(seed, purpose, 128), counter=place << 64).random_raw(count)

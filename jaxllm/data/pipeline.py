@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from jaxllm.config.schema import RunConfig
 from jaxllm.data.batch import Batch, Shard
 from jaxllm.data.order import derived_seed
-from jaxllm.data.packing import create_packing
 from jaxllm.data.prepare import PreparedData, SplitName
 from jaxllm.errors import ConfigError
-from jaxllm.objectives import create_objective
+from jaxllm.objectives import open_examples
 
 WHOLE = Shard(0, 1)
 _THREADS = 2  # more only compete for the interpreter lock
@@ -47,16 +46,15 @@ class BatchPipeline(Iterator[Batch]):
                 "training.global_batch",
                 f"{self._global_batch} sequences cannot be split evenly over the {shard.count} processes that read them",
             )
-        self._objective = create_objective(config)
-        self._packing = create_packing(prepared.split(split), config.data, self._objective.overlap, config.seed)
+        self._examples = open_examples(prepared, config, split)
         local = self._global_batch // shard.count
         self._local_rows = range(shard.index * local, (shard.index + 1) * local)
-        self._order: Any = grain.MapDataset.range(len(self._packing))
+        self._order: Any = grain.MapDataset.range(len(self._examples))
         self._count: int | None = None
         if split == "train":
             self._order = self._order.shuffle(derived_seed(config.seed, "sequences")).repeat()
         else:
-            whole = -(-len(self._packing) // self._global_batch)
+            whole = -(-len(self._examples) // self._global_batch)
             self._count = min(whole, config.evaluation.batches or whole)
         self._dataset = grain.MapDataset.range(sys.maxsize if self._count is None else self._count).map(self._read)
         self._options = grain.ReadOptions(
@@ -68,7 +66,7 @@ class BatchPipeline(Iterator[Batch]):
     @property
     def sequences(self) -> int:
         """Sequences of the split over all processes; for training, those of one epoch."""
-        return len(self._packing)
+        return len(self._examples)
 
     @property
     def batches(self) -> int | None:
@@ -92,7 +90,7 @@ class BatchPipeline(Iterator[Batch]):
         rows = [first + row for row in self._local_rows]
         if self._count is None:
             return np.array([self._order[row] for row in rows], np.int64)
-        return np.array([row if row < len(self._packing) else -1 for row in rows], np.int64)
+        return np.array([row if row < len(self._examples) else -1 for row in rows], np.int64)
 
     def __iter__(self) -> Self:
         return self
@@ -120,17 +118,12 @@ class BatchPipeline(Iterator[Batch]):
     def _read(self, number: int) -> Batch:
         sequences = self.sequence_numbers(number)
         present = sequences[sequences >= 0]
-        batch = self._objective.batch(self._packing.rows(present))
+        first = number * self._global_batch + self._local_rows.start
+        batch = self._examples.batch(present, first + np.arange(present.size))
         missing = sequences.size - present.size
         return _fill(batch, missing) if missing else batch
 
 
 def _fill(batch: Batch, rows: int) -> Batch:
     """The batch with `rows` more rows of padding at its end, none of which counts."""
-
-    def padded(values: NDArray[Any]) -> NDArray[Any]:
-        return np.pad(values, ((0, rows), (0, 0)))
-
-    return Batch(
-        padded(batch.inputs), padded(batch.targets), padded(batch.weights), padded(batch.positions), padded(batch.segments)
-    )
+    return batch.map(lambda array: np.pad(array, ((0, rows), (0, 0))))

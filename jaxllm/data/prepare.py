@@ -19,23 +19,26 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxllm.config.schema import FileSource, RunConfig, Source
+from jaxllm.config.schema import RunConfig, TokenizerConfig
+from jaxllm.config.source import FileSource, Source
 from jaxllm.data.content import FileDigests, source_digest, tokenizer_digest
-from jaxllm.data.token_file import TokenFile
+from jaxllm.data.fields import EXAMPLE_OBJECTIVES, check_examples
+from jaxllm.data.token_file import COLUMNS, TokenFile, column_folder
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import DataError
 
 SplitName: TypeAlias = Literal["train", "validation"]
 
 DEFAULT_CACHE = Path("~/.cache/jaxllm")
-_FORMAT = 1
+_FORMAT = 2
 _COUNTS = "prepared.json"
 
 
@@ -44,7 +47,8 @@ class PreparedSplit:
     """The documents of one split.
 
     file: the tokens; documents_N (int64): numbers of this split's documents in it, ascending; tokens: how many, end-of-text
-    tokens included; bytes: of the documents' text as UTF-8.
+    tokens included; bytes: of the documents' text as UTF-8; columns: what examples have besides tokens, by the names in
+    `jaxllm.data.token_file.COLUMNS`.
     """
 
     name: SplitName
@@ -52,6 +56,7 @@ class PreparedSplit:
     documents: NDArray[np.int64]
     tokens: int
     bytes: int
+    columns: Mapping[str, TokenFile] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ def prepare(config: RunConfig, *, progress: bool) -> PreparedData:
     """
     from filelock import FileLock
 
+    check_examples(config)
     root = (config.data.cache_dir or DEFAULT_CACHE).expanduser()
     fingerprint = data_fingerprint(config, root)
     folder = root / "data" / fingerprint
@@ -120,6 +126,8 @@ def data_fingerprint(config: RunConfig, root: Path) -> str:
     """
     import tokenizers
 
+    from jaxllm.data.tokenize import ending
+
     data = config.data
     digests = FileDigests(root / "file-digests.json")
     own_validation = data.validation_source is not None
@@ -129,8 +137,9 @@ def data_fingerprint(config: RunConfig, root: Path) -> str:
         "validation_source": _source_settings(data.validation_source, digests) if data.validation_source else None,
         "validation_fraction": None if own_validation else data.validation_fraction,
         "seed": None if own_validation else config.seed,
-        "tokenizer": tokenizer_digest(data.tokenizer.from_, digests) if data.tokenizer.from_ else data.tokenizer.vocab_size,
-        "append_eos": data.append_eos,
+        "tokenizer": tokenizer_digest(data.tokenizer.from_, digests) if data.tokenizer.from_ else _trained(data.tokenizer),
+        "ending": ending(config),
+        "examples": config.objective.model_dump(mode="json") if isinstance(config.objective, EXAMPLE_OBJECTIVES) else None,
         "tokenizers": tokenizers.__version__,
     }
     try:
@@ -140,8 +149,12 @@ def data_fingerprint(config: RunConfig, root: Path) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def _trained(tokenizer: TokenizerConfig) -> dict[str, Any]:
+    return {"train": tokenizer.train, "vocab_size": tokenizer.vocab_size, "special_tokens": tokenizer.convention}
+
+
 def _source_settings(source: Source, digests: FileDigests) -> dict[str, Any]:
-    where = {"files"} if isinstance(source, FileSource) else {"name"}
+    where = {"files", "target_files"} if isinstance(source, FileSource) else {"name"}
     return {**source.model_dump(mode="json", exclude=where), "content": source_digest(source, digests)}
 
 
@@ -157,6 +170,7 @@ def _open(folder: Path, fingerprint: str) -> PreparedData | None:
                 np.load(folder / f"{name}.npy", allow_pickle=False),
                 counts[name]["tokens"],
                 counts[name]["bytes"],
+                _columns(folder, counts[name]["file"]),
             )
             for name, file in files.items()
         }
@@ -172,6 +186,12 @@ def _open(folder: Path, fingerprint: str) -> PreparedData | None:
         )
     except (OSError, ValueError, KeyError, TypeError, DataError):
         return None
+
+
+def _columns(folder: Path, name: str) -> dict[str, TokenFile]:
+    """What the documents `name` have besides tokens."""
+    folders = {column: folder / column_folder(name, column) for column in COLUMNS if column != "tokens"}
+    return {column: TokenFile.open(path) for column, path in folders.items() if path.is_dir()}
 
 
 def _build_into(folder: Path, config: RunConfig, progress: bool) -> None:

@@ -18,51 +18,41 @@ import tokenize
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import IO, Any
 
-from jaxllm.config.schema import (
+from jaxllm.config.objective import CausalLmObjective, ObjectiveConfig
+from jaxllm.config.source import (
     CsvSource,
     FileSource,
     HuggingFaceSource,
     JsonlSource,
+    ParallelTextSource,
     ParquetSource,
     PythonSource,
     Source,
     TextSource,
+    TsvSource,
 )
+from jaxllm.data.document import Document, SkipCount
+from jaxllm.data.fields import Fields
 from jaxllm.errors import DataError
 
 _ROWS = 1000
+_PLAIN = CausalLmObjective()
 # The codecs of `encodings` and the topics of `pydoc_data` are tables that programs wrote, a fifth of all tokens.
 _TABLES = frozenset({"encodings", "pydoc_data"})
 _NOT_LIBRARY = _TABLES | {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
-@dataclass(frozen=True)
-class Document:
-    """text: never empty.  origin: where it came from, for messages: `FILE`, `FILE:LINE` or `DATASET[ROW]`."""
-
-    text: str
-    origin: str
-
-
-@dataclass
-class SkipCount:
-    """What was left out.  broken: lines that `skip_broken` passed over.  empty: documents without any text."""
-
-    broken: int = 0
-    empty: int = 0
-
-
-def read_documents(source: Source, skipped: SkipCount) -> Iterator[Document]:
+def read_documents(source: Source, skipped: SkipCount, objective: ObjectiveConfig = _PLAIN) -> Iterator[Document]:
     """The documents of a source, in an order that depends on the source alone; counts what is left out in `skipped`.
 
-    DataError when a file cannot be read, a field is missing, or there is no document at all.
+    objective: decides which fields of a table make an example.  DataError when a file cannot be read, a field is missing or
+    holds what it should not, or there is no document at all.
     """
-    documents = (document for document in _read(source, skipped) if _has_text(document, skipped))
+    documents = (document for document in _read(source, skipped, objective) if _has_text(document, skipped))
     count = 0
     for document in islice(documents, source.max_documents):
         count += 1
@@ -90,8 +80,8 @@ def source_files(source: FileSource | PythonSource) -> list[Path]:
     """
     if isinstance(source, PythonSource):
         return _library_files()
-    files = [path for pattern in source.files for path in _expand(pattern)]
-    return list(dict.fromkeys(files))
+    files = _expand_all(source.files)
+    return [*files, *_expand_all(source.target_files)] if isinstance(source, ParallelTextSource) else files
 
 
 def load_huggingface(source: HuggingFaceSource) -> Any:
@@ -113,20 +103,26 @@ def load_huggingface(source: HuggingFaceSource) -> Any:
 # --------------------------------------------------------------------------------------------------------- one per kind
 
 
-def _read(source: Source, skipped: SkipCount) -> Iterator[Document]:
+def _read(source: Source, skipped: SkipCount, objective: ObjectiveConfig) -> Iterator[Document]:
     match source:
         case PythonSource():
             return _python(skipped)
         case TextSource():
             return _each(source, lambda path: _text(path, source.document))
+        case ParallelTextSource():
+            return _parallel(source)
+    fields = Fields.of(source, objective)
+    match source:
         case JsonlSource():
-            return _each(source, lambda path: _jsonl(path, source, skipped))
+            return _each(source, lambda path: _jsonl(path, source, fields, skipped))
         case CsvSource():
-            return _each(source, lambda path: _csv(path, source))
+            return _each(source, lambda path: _csv(path, fields, {"delimiter": source.delimiter, "strict": True}))
+        case TsvSource():
+            return _each(source, lambda path: _csv(path, fields, {"delimiter": "\t", "quoting": csv.QUOTE_NONE}))
         case ParquetSource():
-            return _each(source, lambda path: _parquet(path, source.text_field))
+            return _each(source, lambda path: _parquet(path, fields))
         case HuggingFaceSource():
-            return _huggingface(source)
+            return _huggingface(source, fields)
 
 
 def _each(source: FileSource, read: Callable[[Path], Iterator[Document]]) -> Iterator[Document]:
@@ -167,23 +163,47 @@ def _text(path: Path, unit: str) -> Iterator[Document]:
             yield Document("".join(block).rstrip("\n"), f"{path}:{number - len(block) + 1}")
 
 
-def _jsonl(path: Path, source: JsonlSource, skipped: SkipCount) -> Iterator[Document]:
+def _parallel(source: ParallelTextSource) -> Iterator[Document]:
+    """Line i of each file with line i of its target file."""
+    texts, targets = _expand_all(source.files), _expand_all(source.target_files)
+    if len(texts) != len(targets):
+        raise DataError(f"{len(texts)} files of sources and {len(targets)} of targets do not pair; give as many of each")
+    for path, target in zip(texts, targets, strict=True):
+        with (
+            _readable(path),
+            _open_text(path, newline=None) as lines,
+            _readable(target),
+            _open_text(target, newline=None) as others,
+        ):
+            for number, pair in enumerate(zip_longest(lines, others), 1):
+                if None in pair:
+                    shorter, longer = (path, target) if pair[0] is None else (target, path)
+                    raise DataError(f"{shorter} ends before line {number} of {longer}; the lines of both must belong together")
+                text, second = (line.rstrip("\n") for line in pair)
+                for file, line in ((path, text), (target, second)):
+                    if not line or line.isspace():
+                        raise DataError(f"{file}:{number} has no text; remove the line from both files")
+                yield Document(text, f"{path}:{number}", second=second)
+
+
+def _jsonl(path: Path, source: JsonlSource, fields: Fields, skipped: SkipCount) -> Iterator[Document]:
     with _open(path) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
+            origin = f"{path}:{number}"
             try:
-                text = _jsonl_text(line, source.text_field)
+                document = _jsonl_document(line, fields, origin)
             except ValueError as error:
                 if not source.skip_broken:
-                    raise DataError(f"{path}:{number} {error}; correct it, or set skip_broken: true to pass over it") from None
+                    raise DataError(f"{origin} {error}; correct it, or set skip_broken: true to pass over it") from None
                 skipped.broken += 1
                 continue
-            yield Document(text, f"{path}:{number}")
+            yield document
 
 
-def _jsonl_text(line: bytes, field: str) -> str:
-    """The text of one line; ValueError with what is wrong, as the end of a sentence."""
+def _jsonl_document(line: bytes, fields: Fields, origin: str) -> Document:
+    """The document of one line; ValueError with what is wrong, as the end of a sentence."""
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -192,73 +212,82 @@ def _jsonl_text(line: bytes, field: str) -> str:
         raise ValueError(f"is not valid JSON ({error})") from None
     if not isinstance(row, dict):
         raise ValueError(f"holds a JSON {type(row).__name__}, not an object")  # noqa: TRY004 - a broken line, not a bug
-    if field not in row:
-        raise ValueError(f"has no field {field!r} (it has {_listed(row)})")
-    text = row[field]
-    if not isinstance(text, str):
-        raise ValueError(f"has {type(text).__name__} in field {field!r}, not a string")  # noqa: TRY004
-    if not _is_unicode(text):
-        raise ValueError(f"has half a surrogate pair in field {field!r}")
-    return text
+    for field in fields.names:
+        if field not in row:
+            raise ValueError(f"has no field {field!r} (it has {_listed(row)})")
+        if row[field] is None:
+            raise ValueError(f"has NoneType in field {field!r}, not a string")
+    return fields.document(row, origin, column="field", text="a string")
 
 
-def _csv(path: Path, source: CsvSource) -> Iterator[Document]:
+def _csv(path: Path, fields: Fields, dialect: dict[str, Any]) -> Iterator[Document]:
     # The default limit of 128 KiB per cell is shorter than many documents; the limit is the process's own.
     csv.field_size_limit(2**31 - 1)
     with _open_text(path, newline="") as lines:
-        rows = csv.DictReader(lines, delimiter=source.delimiter, strict=True)
+        rows = csv.DictReader(lines, **dialect)
         try:
-            if source.text_field not in (rows.fieldnames or ()):
-                raise _missing(str(path), "column", source.text_field, rows.fieldnames or ())
+            _require(str(path), fields, rows.fieldnames or ())
             for row in rows:
-                yield Document(row[source.text_field] or "", f"{path}:{rows.line_num}")
+                yield _document(fields, row, f"{path}:{rows.line_num}")
         except csv.Error as error:
             raise DataError(f"{path}:{rows.reader.line_num} is not valid CSV: {error}") from None
 
 
-def _parquet(path: Path, field: str) -> Iterator[Document]:
+def _parquet(path: Path, fields: Fields) -> Iterator[Document]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
-        if field not in schema.names:
-            raise _missing(str(path), "column", field, schema.names)
-        kind = schema.field(field).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise DataError(f"{path}: the column {field!r} holds {kind}, not text; name a text column with text_field")
+        _require(str(path), fields, schema.names)
+        kind = schema.field(fields.text).type
+        if not fields.words and not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise DataError(f"{path}: the column {fields.text!r} holds {kind}, not text; name a text column with text_field")
         row = 0
-        for batch in file.iter_batches(batch_size=_ROWS, columns=[field]):
-            for text in batch.column(0).to_pylist():
-                yield Document(text or "", f"{path}[{row}]")
+        for batch in file.iter_batches(batch_size=_ROWS, columns=list(fields.names)):
+            for values in batch.to_pylist():
+                yield _document(fields, values, f"{path}[{row}]")
                 row += 1
     except pa.ArrowException as error:
         raise DataError(f"{path} cannot be read as Parquet: {_first_line(error)}") from None
 
 
-def _huggingface(source: HuggingFaceSource) -> Iterator[Document]:
-    rows = _huggingface_rows(source)
-    for number, text in enumerate(rows):
-        origin = f"{source.name}[{number}]"
-        if text is not None and not isinstance(text, str):
-            raise DataError(f"{origin} has {type(text).__name__} in column {source.text_field!r}, not text")
-        yield Document(text or "", origin)
+def _huggingface(source: HuggingFaceSource, fields: Fields) -> Iterator[Document]:
+    for number, row in enumerate(_huggingface_rows(source, fields)):
+        yield _document(fields, row, f"{source.name}[{number}]")
 
 
-def _huggingface_rows(source: HuggingFaceSource) -> Iterator[Any]:
+def _huggingface_rows(source: HuggingFaceSource, fields: Fields) -> Iterator[dict[str, Any]]:
     dataset = load_huggingface(source)
+    where = f"the dataset {source.name} (split {source.split})"
+    names = list(fields.names)
     if dataset.column_names is not None:
-        dataset = dataset.select_columns([source.text_field])
+        _require(where, fields, dataset.column_names)
+        dataset = dataset.select_columns(names)
     try:
         for rows in dataset.iter(batch_size=_ROWS):
-            if source.text_field not in rows:
-                raise _missing(f"the dataset {source.name} (split {source.split})", "column", source.text_field, rows)
-            yield from rows[source.text_field]
+            _require(where, fields, rows)
+            for values in zip(*(rows[name] for name in names), strict=True):
+                yield dict(zip(names, values, strict=True))
     except (GeneratorExit, DataError):
         raise
     except Exception as error:  # noqa: BLE001 - a stream can fail anywhere: network, decoding, a damaged shard
-        raise DataError(f"reading the dataset {source.name} (split {source.split}) failed: {_first_line(error)}") from None
+        raise DataError(f"reading {where} failed: {_first_line(error)}") from None
+
+
+def _document(fields: Fields, row: dict[str, Any], origin: str) -> Document:
+    try:
+        return fields.document(row, origin)
+    except ValueError as error:
+        raise DataError(f"{origin} {error}; correct or remove the row") from None
+
+
+def _require(where: str, fields: Fields, there: Any) -> None:
+    """DataError unless every field is there."""
+    for name in fields.names:
+        if name not in there:
+            raise _missing(where, "column", name, there, "text_field" if name == fields.text else "the source's keys")
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -277,6 +306,10 @@ def _library_files() -> list[Path]:
         # _sysconfigdata* records how and where this Python was built.
         found += [Path(parent, name) for name in files if name.endswith(".py") and not name.startswith("_sysconfigdata")]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _expand_all(patterns: tuple[str, ...]) -> list[Path]:
+    return list(dict.fromkeys(path for pattern in patterns for path in _expand(pattern)))
 
 
 def _expand(pattern: str) -> list[Path]:
@@ -329,16 +362,8 @@ def _has_text(document: Document, skipped: SkipCount) -> bool:
     return True
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _missing(where: str, what: str, name: str, there: Any) -> DataError:
-    return DataError(f"{where} has no {what} {name!r} (it has {_listed(there)}); name one of these with text_field")
+def _missing(where: str, what: str, name: str, there: Any, key: str = "text_field") -> DataError:
+    return DataError(f"{where} has no {what} {name!r} (it has {_listed(there)}); name one of these with {key}")
 
 
 def _listed(names: Any, limit: int = 8) -> str:

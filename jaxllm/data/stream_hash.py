@@ -17,16 +17,14 @@ from jaxllm.data.pipeline import BatchPipeline
 from jaxllm.data.prepare import PreparedData, SplitName, prepare
 from jaxllm.errors import ConfigError, DataError
 
-_FIELDS = {"inputs": "<i4", "targets": "<i4", "weights": "<f4", "positions": "<i4", "segments": "<i4"}
-
 
 def row_digests(batch: Batch) -> list[bytes]:
-    """SHA-256 of each row: inputs, targets, weights, positions, segments, as little-endian bytes."""
+    """SHA-256 of each row: inputs, targets, weights, positions, segments and whatever else there is, as little-endian bytes."""
     digests = []
     for row in range(batch.rows):
         value = hashlib.sha256()
-        for name, dtype in _FIELDS.items():
-            value.update(np.ascontiguousarray(getattr(batch, name)[row], dtype=dtype).tobytes())
+        for array in batch.fields().values():
+            value.update(np.ascontiguousarray(array[row], dtype=array.dtype.newbyteorder("<")).tobytes())
         digests.append(value.digest())
     return digests
 

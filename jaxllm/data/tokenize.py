@@ -10,17 +10,21 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from jaxllm.config.schema import HuggingFaceSource, RunConfig, Source
-from jaxllm.data.sources import SkipCount, read_documents
+from jaxllm.config.objective import SequenceClassificationObjective, TokenClassificationObjective
+from jaxllm.config.schema import RunConfig
+from jaxllm.config.source import HuggingFaceSource, Source
+from jaxllm.data.document import Document, SkipCount
+from jaxllm.data.fields import EXAMPLE_OBJECTIVES
+from jaxllm.data.sources import read_documents
 from jaxllm.data.split import split_documents
-from jaxllm.data.token_file import TokenFile, TokenWriter, token_dtype
+from jaxllm.data.token_file import COLUMNS, NO_LABEL, TokenFile, TokenWriter, column_folder, token_dtype
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import ConfigError, DataError
 
@@ -28,9 +32,18 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
+Ending = Literal["eos", "template", "none"]
+
 # Handed to the tokenizer at once: enough to keep its threads busy, little enough for any machine's memory.
 _BATCH = 1000
 _BATCH_BYTES = 1 << 24
+
+
+def ending(config: RunConfig) -> Ending:
+    """What is put around a text when it is tokenised; examples get their special tokens when rows are made of them."""
+    if config.objective.kind == "causal-lm":
+        return "none" if config.data.append_eos is False else "eos"
+    return "template" if config.objective.kind == "masked-lm" else "none"
 
 
 def build(folder: Path, config: RunConfig, progress: bool) -> dict[str, Any]:
@@ -55,7 +68,7 @@ def build(folder: Path, config: RunConfig, progress: bool) -> dict[str, Any]:
             "bytes": int(sizes[file][documents].sum()),
         }
     for name in ("train", "validation"):
-        if counts[name]["tokens"] < 2:
+        if counts[name]["tokens"] < 2 and not isinstance(config.objective, EXAMPLE_OBJECTIVES):
             raise DataError(f"the {name} documents hold {counts[name]['tokens']} tokens, too few to predict any; give more")
     held_out = counts["validation"]["file"]
     counts["unigram_entropy"] = unigram_entropy(
@@ -93,6 +106,8 @@ class _Corpus:
     def __init__(self, folder: Path, config: RunConfig, skipped: SkipCount, progress: bool) -> None:
         self._folder = folder
         self._data = config.data
+        self._objective = config.objective
+        self._ending = ending(config)
         self._seed = config.seed
         self._skipped = skipped
         self._progress = progress
@@ -106,8 +121,15 @@ class _Corpus:
             tokenizer = Tokenizer.load(self._data.tokenizer.from_)
         else:
             assert self._data.tokenizer.vocab_size is not None  # noqa: S101 - the schema demands it of `train`
-            tokenizer = Tokenizer.train(self._training_texts(), self._data.tokenizer.vocab_size, self._progress)
-        if self._data.append_eos and tokenizer.eos_id is None:
+            assert self._data.tokenizer.train is not None  # noqa: S101 - as above
+            tokenizer = Tokenizer.train(
+                self._training_texts(),
+                self._data.tokenizer.vocab_size,
+                self._progress,
+                algorithm=self._data.tokenizer.train,
+                special_tokens=self._data.tokenizer.convention,
+            )
+        if self._ending == "eos" and tokenizer.eos_id is None:
             raise ConfigError(
                 "data.append_eos",
                 f"the tokenizer {self._data.tokenizer.from_} names no end-of-text token to append; set it to false, or name "
@@ -117,13 +139,19 @@ class _Corpus:
 
     def write(self, name: str, source: Source, tokenizer: Tokenizer) -> NDArray[np.int64]:
         """Tokenise a source into the token file `name`; returns the UTF-8 bytes of each document."""
-        encode = _Encode(tokenizer, tokenizer.eos_id if self._data.append_eos else None)
+        encode = _Encode(tokenizer, self._ending)
         sizes: list[NDArray[np.int64]] = []
-        with TokenWriter(self._folder / name, tokenizer.vocab_size) as writer:
+        with ExitStack() as stack:
+            writers: dict[str, TokenWriter] = {}
             for table in self._encoded(name, source, encode):
                 for batch in table.to_batches():
-                    tokens = batch.column("tokens")
-                    writer.append(tokens.flatten().to_numpy(), tokens.value_lengths().to_numpy())
+                    for column in COLUMNS.keys() & set(batch.schema.names):
+                        if column not in writers:
+                            path = self._folder / column_folder(name, column)
+                            writer = TokenWriter(path, tokenizer.vocab_size, COLUMNS[column])
+                            writers[column] = stack.enter_context(writer)
+                        lists = batch.column(column)
+                        writers[column].append(lists.flatten().to_numpy(zero_copy_only=False), lists.value_lengths().to_numpy())
                     sizes.append(batch.column("bytes").to_numpy())
         return np.concatenate(sizes)
 
@@ -142,7 +170,7 @@ class _Corpus:
                 encode.in_worker() if workers > 1 else encode,
                 batched=True,
                 batch_size=max(1, min(_BATCH, _BATCH_BYTES * len(texts) // max(1, texts.data.nbytes))),
-                remove_columns=["text"],
+                remove_columns=texts.column_names,
                 num_proc=workers if workers > 1 else None,
                 cache_file_name=str(self._scratch / f"{name}-tokens.arrow"),
                 new_fingerprint=name,
@@ -156,7 +184,8 @@ class _Corpus:
         if self._data.validation_source is None:
             train, _ = split_documents(len(chosen), self._data.validation_fraction, self._seed)
             chosen = chosen.select(train)
-        return (text for batch in chosen.iter(batch_size=_BATCH) for text in batch["text"])
+        columns = [name for name in ("text", "second") if name in chosen.column_names]
+        return (text for batch in chosen.iter(batch_size=_BATCH) for name in columns for text in batch[name])
 
     def _spool(self, name: str, source: Source) -> datasets.Dataset:
         """The documents of a source as a dataset over a temporary Arrow file."""
@@ -164,7 +193,7 @@ class _Corpus:
         import pyarrow as pa
 
         path = str(self._scratch / f"{name}.arrow")
-        with pa.ipc.new_stream(path, pa.schema([("text", pa.large_string())])) as stream:
+        with pa.ipc.new_stream(path, self._schema()) as stream:
             for table in self._drawn(source):
                 stream.write_table(table)
         return datasets.Dataset.from_file(path)
@@ -174,48 +203,103 @@ class _Corpus:
         import pyarrow as pa
         from datasets.utils import tqdm
 
-        documents = tqdm(read_documents(source, self._skipped), desc="Reading", unit=" documents")
-        for texts in _batched(document.text for document in documents):
-            yield pa.table({"text": pa.array(texts, pa.large_string())})
+        documents = tqdm(read_documents(source, self._skipped, self._objective), desc="Reading", unit=" documents")
+        schema = self._schema()
+        for batch in _batched(documents):
+            columns = {name: [getattr(document, name) for document in batch] for name in schema.names}
+            yield pa.table(columns, schema)
+
+    def _schema(self) -> pa.Schema:
+        """What of a document is kept: beyond its text, what an example has."""
+        import pyarrow as pa
+
+        objective = self._objective
+        kept = {"text": pa.large_string()}
+        if isinstance(objective, EXAMPLE_OBJECTIVES):
+            kept["origin"] = pa.large_string()
+        if objective.kind == "seq2seq" or getattr(self._data.source, "second_field", None) is not None:
+            kept["second"] = pa.large_string()
+        if isinstance(objective, TokenClassificationObjective):
+            kept["words"] = pa.list_(pa.large_string())
+        if isinstance(objective, TokenClassificationObjective | SequenceClassificationObjective):
+            kept["labels"] = pa.list_(pa.float32())
+        return pa.schema(list(kept.items()))
 
 
 class _Encode:
-    """Tokenises an Arrow table of texts; what `datasets` runs, in this process or in a worker."""
+    """Tokenises an Arrow table of texts; what `datasets` runs, in this process or in a worker.
 
-    def __init__(self, tokenizer: Tokenizer, eos_id: int | None, single_threaded: bool = False) -> None:
+    ending: `eos` puts the end-of-text token after each text, `template` what the tokenizer puts around one, `none` nothing.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, ending: Ending, single_threaded: bool = False) -> None:
         self._tokenizer = tokenizer
-        self._eos_id = eos_id
+        self._ending = ending
         self._single_threaded = single_threaded
 
     def in_worker(self) -> _Encode:
         """The same for one of several processes, each of which keeps to one thread."""
-        return _Encode(self._tokenizer, self._eos_id, single_threaded=True)
+        return _Encode(self._tokenizer, self._ending, single_threaded=True)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Column text -> columns tokens (a list per document) and bytes (of the text as UTF-8)."""
+        """Documents -> columns tokens (a list per document), bytes (of the text as UTF-8), and what examples have besides."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
         if self._single_threaded:
             os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the only way to tell `tokenizers`; in the worker's process alone
-        encoded = self._tokenizer.encode_batch(table.column("text").to_pylist())
-        dtype = token_dtype(self._tokenizer.vocab_size)
-        if self._eos_id is not None:
+        names = table.column_names
+        columns: dict[str, Any] = {"bytes": pc.binary_length(table.column("text")).cast(pa.int64())}
+        if "words" in names:
+            columns |= self._encode_words(table)
+        else:
+            columns["tokens"] = self._lists(self._encode(table.column("text").to_pylist()))
+        if "second" in names:
+            columns["second"] = self._lists(self._tokenizer.encode_batch(table.column("second").to_pylist()))
+        if "labels" in names and "labels" not in columns:
+            columns["labels"] = table.column("labels").combine_chunks()
+        if "origin" in names:
+            encoded = [text.encode() for text in table.column("origin").to_pylist()]
+            columns["origins"] = self._lists([list(text) for text in encoded], np.uint8)
+        return pa.table(columns)
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        encoded = self._tokenizer.encode_batch(texts)
+        if self._ending == "eos":
             for tokens in encoded:
-                tokens.append(self._eos_id)
-        offsets = np.zeros(len(encoded) + 1, np.int64)
-        np.cumsum([len(tokens) for tokens in encoded], out=offsets[1:])
-        flat = np.concatenate([np.array(tokens, dtype) for tokens in encoded])
-        lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat))
-        return pa.table({"tokens": lists, "bytes": pc.binary_length(table.column("text")).cast(pa.int64())})
+                tokens.append(self._tokenizer.eos_id or 0)
+        elif self._ending == "template":
+            encoded = [self._tokenizer.single_template.apply(tokens)[0] for tokens in encoded]
+        return encoded
+
+    def _encode_words(self, table: pa.Table) -> dict[str, Any]:
+        """Tokens, and a label for each: the word's at its first token, NO_LABEL at the others."""
+        encoded = self._tokenizer.encode_words(table.column("words").to_pylist())
+        labels = []
+        for (_, word_ids), of_words in zip(encoded, table.column("labels").to_pylist(), strict=True):
+            firsts = [number != before for number, before in zip(word_ids, [None, *word_ids[:-1]], strict=True)]
+            labels.append(
+                [of_words[w] if first and w is not None else NO_LABEL for w, first in zip(word_ids, firsts, strict=True)]
+            )
+        return {"tokens": self._lists([tokens for tokens, _ in encoded]), "labels": self._lists(labels, np.float32)}
+
+    def _lists(self, values: list[list[Any]], dtype: DTypeLike | None = None) -> pa.LargeListArray:
+        """Lists of different lengths as an Arrow array.  dtype: default, the tokens'."""
+        import pyarrow as pa
+
+        dtype = token_dtype(self._tokenizer.vocab_size) if dtype is None else dtype
+        offsets = np.zeros(len(values) + 1, np.int64)
+        np.cumsum([len(each) for each in values], out=offsets[1:])
+        flat = np.concatenate([np.array(each, dtype) for each in values])
+        return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat))
 
 
-def _batched(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
+def _batched(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
     size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
+    for document in documents:
+        batch.append(document)
+        size += len(document.text) + len(document.second or "")
         if len(batch) == _BATCH or size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0

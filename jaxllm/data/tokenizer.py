@@ -11,21 +11,26 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxllm.data.special_tokens import CONVENTIONS, END_OF_TEXT, train_bpe, train_wordpiece
+from jaxllm.data.template import Template, pair_template, single_template
 from jaxllm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import tokenizers
 
-END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
 # Beside tokenizer.json, what transformers reads and a copy of a tokenizer must therefore keep.
 COMPANION_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 # Where older or leaner folders name their end-of-text token.
 EOS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
 _WANTED = tuple(dict.fromkeys((TOKENIZER_FILE, *COMPANION_FILES, *EOS_FILES)))
-_BYTES = 256
+_BYTES, _LETTERS = 256, 100
+_ROLE_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 class Tokenizer:
@@ -45,32 +50,34 @@ class Tokenizer:
         self._companions = dict(companions or {})
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, progress: bool = False) -> Tokenizer:
-        """A byte-level BPE (Sennrich et al., arXiv:1508.07909; bytes as in GPT-2) of at most vocab_size entries.
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        progress: bool = False,
+        *,
+        algorithm: Literal["bpe", "wordpiece"] = "bpe",
+        special_tokens: str = "gpt2",
+    ) -> Tokenizer:
+        """A tokenizer of at most vocab_size entries; the same texts always give the same one.
 
-        Every byte is in its alphabet, so any text can be encoded; the same texts always give the same tokenizer.  Fewer
-        entries than asked for come out when the texts have no more pairs to merge.  ConfigError when vocab_size cannot hold
-        the 256 bytes and the end-of-text token.
+        special_tokens: a name in `jaxllm.data.special_tokens.CONVENTIONS`.
+        Every byte is in the alphabet of a byte-level BPE, so that it can encode any text.  Fewer entries than asked for come
+        out when the texts have no more pairs to merge.  ConfigError when vocab_size cannot hold the alphabet and the special
+        tokens.
         """
-        from tokenizers import Tokenizer as Backend
-        from tokenizers import decoders, models, pre_tokenizers, trainers
-
-        if vocab_size < _BYTES + 1:
+        convention = CONVENTIONS[special_tokens]
+        kind, alphabet = ("byte-level", "the bytes") if algorithm == "bpe" else ("WordPiece", "some letters")
+        least = len(convention.tokens) + (_BYTES if algorithm == "bpe" else _LETTERS)
+        if vocab_size < least:
+            said = ", ".join(convention.tokens[:5]) + (", ..." if len(convention.tokens) > 5 else "")
             raise ConfigError(
                 "data.tokenizer.vocab_size",
-                f"{vocab_size} is too small for a byte-level tokenizer; use at least {_BYTES + 1}: the bytes and {END_OF_TEXT}",
+                f"{vocab_size} is too small for a {kind} tokenizer; use at least {least}: {alphabet} and {said}",
             )
-        backend = Backend(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[END_OF_TEXT],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=progress,
-        )
-        backend.train_from_iterator(texts, trainer)
-        return cls(backend, END_OF_TEXT, _trained_companions())
+        train = train_bpe if algorithm == "bpe" else train_wordpiece
+        backend = train(texts, vocab_size, convention, progress)
+        return cls(backend, convention.roles.get("eos_token"), convention.companions())
 
     @classmethod
     def load(cls, name: str) -> Tokenizer:
@@ -99,6 +106,48 @@ class Tokenizer:
         """Id of the end-of-text token, or None where the tokenizer names none."""
         return None if self.eos_token is None else self.backend.token_to_id(self.eos_token)
 
+    def special_id(self, role: str) -> int | None:
+        """Id of the token that has a role (`mask_token`, `pad_token`, ...), or None where the tokenizer names none."""
+        for file in _ROLE_FILES:
+            named = _json_or_empty(self._companions.get(file)).get(role)
+            named = named.get("content") if isinstance(named, dict) else named
+            if isinstance(named, str) and (number := self.backend.token_to_id(named)) is not None:
+                return int(number)
+        # Folders older than these files have the usual names.
+        usual = (convention.roles.get(role) for convention in CONVENTIONS.values())
+        numbers = (self.backend.token_to_id(token) for token in usual if token)
+        return next((int(number) for number in numbers if number is not None), None)
+
+    @cached_property
+    def single_template(self) -> Template:
+        """What belongs around a single text."""
+        return single_template(self.backend)
+
+    @cached_property
+    def pair_template(self) -> Template:
+        """What belongs around a pair of texts."""
+        return pair_template(self.backend)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Every special token: those with a role and those that the templates use."""
+        added = self.backend.get_added_tokens_decoder()
+        return frozenset(number for number, token in added.items() if token.special)
+
+    @cached_property
+    def continues_word(self) -> NDArray[np.bool_]:
+        """For every entry of the vocabulary whether it goes on with the word of the token before it.
+
+        WordPiece marks such pieces with ##; byte-level BPE and SentencePiece mark all others, by a leading blank.
+        """
+        model = json.loads(self.backend.to_str())["model"]
+        prefix = model.get("continuing_subword_prefix")
+        continues = np.zeros(self.vocab_size, np.bool_)
+        for token, number in self.backend.get_vocab(with_added_tokens=True).items():
+            marked = token.startswith(prefix) if prefix else not token.startswith(("\u0120", "\u2581", "\u010a"))
+            continues[number] = marked and number not in self.special_ids
+        return continues
+
     def encode(self, text: str) -> list[int]:
         """Tokens of one text, without added special tokens."""
         ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
@@ -108,6 +157,11 @@ class Tokenizer:
         """Tokens of each text, without added special tokens, on all the threads that `tokenizers` may use."""
         # The fast variant leaves out the offsets into the text, which nobody here needs.
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_words(self, examples: Sequence[Sequence[str]]) -> list[tuple[list[int], list[int | None]]]:
+        """For each list of words its tokens and, for every token, the number of its word."""
+        encodings = self.backend.encode_batch([list(words) for words in examples], True, add_special_tokens=False)
+        return [(encoding.ids, encoding.word_ids) for encoding in encodings]
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Text of tokens; bytes that are not UTF-8 become U+FFFD."""
@@ -208,6 +262,11 @@ def _parse(path: Path, text: str) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _json_or_empty(text: str | None) -> Mapping[str, Any]:
+    value = json.loads(text) if text else {}
+    return value if isinstance(value, dict) else {}
+
+
 def _find_eos(files: Mapping[str, Mapping[str, Any]], backend: tokenizers.Tokenizer) -> str | None:
     """The end-of-text token: as the folder names it, else the usual one if the vocabulary has it."""
     for file in EOS_FILES:
@@ -221,17 +280,3 @@ def _find_eos(files: Mapping[str, Mapping[str, Any]], backend: tokenizers.Tokeni
         if isinstance(named, str) and backend.token_to_id(named) is not None:
             return named
     return next((token for token in (END_OF_TEXT, "</s>") if backend.token_to_id(token) is not None), None)
-
-
-def _trained_companions() -> dict[str, str]:
-    special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **special,
-        "clean_up_tokenization_spaces": False,
-        "add_prefix_space": False,
-    }
-    return {
-        "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
-        "special_tokens_map.json": json.dumps(special, indent=2) + "\n",
-    }

@@ -17,10 +17,11 @@ from pydantic import ValidationError
 from jaxllm.config.messages import nearest, one_sentence
 from jaxllm.config.schema import ModelConfig, RunConfig
 from jaxllm.errors import ConfigError
-from jaxllm.families import gemma, gemma2, gemma3_text, gpt2, llama, mistral, olmo2, phi3, qwen2, qwen3
+from jaxllm.families import bert, gemma, gemma2, gemma3_text, gpt2, llama, mistral, olmo2, phi3, qwen2, qwen3, roberta
 from jaxllm.families.keys import BOOKKEEPING_KEYS, REFUSED_KEYS
 from jaxllm.families.points import ModulePoint
 from jaxllm.families.spec import Model, ModelSpec
+from jaxllm.families.tasks import LANGUAGE_MODEL, Task, task_of
 from jaxllm.families.weights import WeightRule, flatten, flax_leaves
 
 __all__ = [
@@ -28,13 +29,16 @@ __all__ = [
     "Model",
     "ModelSpec",
     "ModulePoint",
+    "Task",
     "WeightRule",
+    "architectures",
     "check_sequence_length",
     "flatten",
     "flax_leaves",
     "module_points",
     "resolve_model",
     "stored_names",
+    "task_of",
 ]
 
 FAMILIES: dict[str, ModuleType] = {
@@ -48,21 +52,28 @@ FAMILIES: dict[str, ModuleType] = {
     "gemma3_text": gemma3_text,
     "phi3": phi3,
     "olmo2": olmo2,
+    "bert": bert,
+    "roberta": roberta,
 }
 
 
 def resolve_model(
-    config: ModelConfig, vocab_size: int | None = None, end_of_text: int | None = None, *, weights: bool = True
+    config: ModelConfig,
+    vocab_size: int | None = None,
+    end_of_text: int | None = None,
+    *,
+    weights: bool = True,
+    task: Task = LANGUAGE_MODEL,
 ) -> Model:
     """The definite model of a run file's `model` section.
 
     vocab_size: the tokenizer's size; end_of_text: its end-of-text token.  They become the model's vocab_size, bos_token_id and
     eos_token_id where the run file gives none.  weights: whether the weights of a hub model are downloaded too, or only its
-    config.json, which is enough to describe it.  Raises ConfigError for an unknown family, an unknown or wrong key, and a
-    vocabulary smaller than the tokenizer.
+    config.json, which is enough to describe it.  task: decides the model's head.  Raises ConfigError for an unknown family, an
+    unknown or wrong key, a head that the family lacks, and a vocabulary smaller than the tokenizer.
     """
     if config.from_ is not None:
-        return _from_folder(_local_folder(config.from_, weights=weights), vocab_size, weights=weights)
+        return _from_folder(_local_folder(config.from_, weights=weights), vocab_size, task, weights=weights)
     keys = config.huggingface
     for key in sorted(keys.keys() & BOOKKEEPING_KEYS):
         raise ConfigError(f"model.{key}", "says nothing about the model that is trained; remove it")
@@ -77,7 +88,7 @@ def resolve_model(
         checked = FAMILIES[family].Keys.model_validate(keys)
     except ValidationError as error:
         raise one_sentence(error, prefix="model", allowed=FAMILIES[family].Keys) from None
-    return _model(family, checked, vocab_size, key="model.vocab_size", pretrained=None)
+    return _model(family, checked, vocab_size, task, key="model.vocab_size", pretrained=None)
 
 
 def check_sequence_length(model: Model, config: RunConfig) -> None:
@@ -98,9 +109,11 @@ def stored_names(model: Model, stored: Collection[str]) -> dict[str, str]:
     leaves out the prefix that the model with a head has.  Weights that the checkpoint lacks are not among the result.
     """
     prefix = FAMILIES[model.family].BASE_PREFIX
+    spellings: dict[str, str] = getattr(FAMILIES[model.family], "STORED_SPELLINGS", {})
     found = {}
     for name, rule, _ in flatten(model.rules):
-        candidates = (name, name.removeprefix(prefix), *rule.aliases)
+        candidates = [name, name.removeprefix(prefix), *rule.aliases]
+        candidates += [each.replace(new, old) for each in candidates[:2] for new, old in spellings.items() if new in each]
         match = next((candidate for candidate in candidates if candidate in stored), None)
         if match is not None:
             found[name] = match
@@ -117,8 +130,11 @@ def module_points(model: Model) -> dict[str, ModulePoint]:
     return expanded
 
 
-def _model(family: str, keys: Any, vocab_size: int | None, key: str, pretrained: str | None) -> Model:
+def _model(family: str, keys: Any, vocab_size: int | None, task: Task, key: str, pretrained: str | None) -> Model:
     module = FAMILIES[family]
+    heads = architectures(family)
+    if task.head not in heads:
+        raise ConfigError("objective.kind", f"{family} has no head for {task.head}; it has {', '.join(sorted(heads))}")
     if vocab_size is not None and keys.vocab_size < vocab_size:
         remedy = f"set vocab_size to at least {vocab_size} or use" if pretrained is None else "use"
         raise ConfigError(
@@ -126,11 +142,25 @@ def _model(family: str, keys: Any, vocab_size: int | None, key: str, pretrained:
             f"the model's vocabulary of {keys.vocab_size} is smaller than the tokenizer's {vocab_size}; "
             f"{remedy} a smaller tokenizer",
         )
-    described = {"architectures": [module.ARCHITECTURE], "model_type": family, **keys.model_dump(mode="json")}
-    return Model(family, module.spec(keys), module.rules(keys), described, pretrained)
+    described = {
+        "architectures": [heads[task.head]],
+        "model_type": family,
+        **keys.model_dump(mode="json"),
+        **task.described,
+    }
+    if task == LANGUAGE_MODEL:
+        return Model(family, module.spec(keys), module.rules(keys), described, pretrained)
+    return Model(family, module.spec(keys, task), module.rules(keys, task), described, pretrained)
 
 
-def _from_folder(folder: Path, vocab_size: int | None, *, weights: bool) -> Model:
+def architectures(family: str) -> dict[str, str]:
+    """The transformers class of each head that a family has."""
+    module = FAMILIES[family]
+    declared: dict[str, str] | None = getattr(module, "ARCHITECTURES", None)
+    return declared if declared is not None else {"causal-lm": module.ARCHITECTURE}
+
+
+def _from_folder(folder: Path, vocab_size: int | None, task: Task, *, weights: bool) -> Model:
     """The model that a folder's config.json describes, with the folder's weights."""
     file = folder / "config.json"
     try:
@@ -153,7 +183,7 @@ def _from_folder(folder: Path, vocab_size: int | None, *, weights: bool) -> Mode
         found = one_sentence(error, prefix="", allowed=FAMILIES[family].Keys)
         said = "; ".join(f"{each.key}: {each.message}" if each.key else each.message for each in (found, *found.others))
         raise ConfigError("model.from", f"{file} is not a {family} model that jaxllm can train: {said}") from None
-    return _model(family, checked, vocab_size, key="model.from", pretrained=str(folder))
+    return _model(family, checked, vocab_size, task, key="model.from", pretrained=str(folder))
 
 
 def _local_folder(name: str, *, weights: bool) -> Path:

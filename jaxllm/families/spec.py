@@ -14,8 +14,10 @@ from jaxllm.families.rope import RopeSpec
 from jaxllm.families.weights import WeightRule
 
 NormKind = Literal["rms", "layer"]
-NormPlace = Literal["pre", "output", "sandwich"]
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+NormPlace = Literal["pre", "output", "sandwich", "post"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "tanh"]
+HeadKind = Literal["causal-lm", "masked-lm", "sequence-classification", "token-classification", "seq2seq"]
+LossKind = Literal["cross-entropy", "binary-cross-entropy", "squared-error"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,9 @@ class NormSpec:
     """A normalisation over the hidden dimension: root-mean-square (arXiv:1910.07467) or layer norm (arXiv:1607.06450).
 
     place: `pre` x + f(norm(x)), `output` x + norm(f(x)) (arXiv:2501.00656), `sandwich` x + norm(f(norm(x))) (arXiv:2408.00118),
-    f being attention or MLP.  unit_offset: the stored scale is what is added to 1.  rounds_late: a root-mean-square norm rounds
-    to the compute dtype after it has multiplied by the scale, not before; a layer norm always does.
+    `post` norm(x + f(x)) (arXiv:1706.03762), f being attention or MLP.  unit_offset: the stored scale is what is added to 1.
+    rounds_late: a root-mean-square norm rounds to the compute dtype after it has multiplied by the scale, not before; a layer
+    norm always does.
     """
 
     kind: NormKind
@@ -36,12 +39,17 @@ class NormSpec:
     @property
     def before(self) -> bool:
         """Whether attention and MLP read a normalised input."""
-        return self.place != "output"
+        return self.place in ("pre", "sandwich")
 
     @property
     def after(self) -> bool:
         """Whether the outputs of attention and MLP are normalised."""
-        return self.place != "pre"
+        return self.place in ("output", "sandwich")
+
+    @property
+    def of_residual(self) -> bool:
+        """Whether the residual stream itself is normalised, after every sum."""
+        return self.place == "post"
 
 
 @dataclass(frozen=True)
@@ -79,12 +87,31 @@ class MlpSpec:
 
 
 @dataclass(frozen=True)
+class HeadSpec:
+    """What makes outputs of the last hidden states.
+
+    outputs: how many, for each token or, with `sequence-classification`, for the first token of a row.  loss: how they are
+    compared with the targets.  dense: activation of a dense layer before the output layer; a masked language model has a norm
+    behind it.  dropout: before the output layer of a classification, and with `dropout_before_dense` before the dense one too.
+    """
+
+    kind: HeadKind = "causal-lm"
+    outputs: int = 0
+    loss: LossKind = "cross-entropy"
+    dense: Activation | None = None
+    dropout: float = 0.0
+    dropout_before_dense: bool = False
+
+
+@dataclass(frozen=True)
 class ModelSpec:
-    """A decoder-only Transformer.  Sizes in elements; `max_positions` is the longest sequence it may see.
+    """A Transformer of one stack.  Sizes in elements; `max_positions` is the longest sequence it may see.
 
     attentions: of every layer.  They may differ in what has no weights: window and rotary positions.
     embedding_scale: what token embeddings are multiplied by, once it is rounded to the dtype of the weights.
     final_softcap: logits l become final_softcap * tanh(l / final_softcap).
+    token_types: kinds of text that have an embedding of their own (the two of a pair).  position_offset: what is added to
+    positions before they are looked up.  A model with norm place `post` has a norm behind its embeddings and none at its end.
     padding_token: the token whose row of the embedding gets no gradient from the inputs, as torch's `padding_idx` has it.
     """
 
@@ -101,6 +128,9 @@ class ModelSpec:
     embedding_scale: float | None = None
     final_softcap: float | None = None
     padding_token: int | None = None
+    token_types: int = 0
+    position_offset: int = 0
+    head: HeadSpec = HeadSpec()
 
     @property
     def layers(self) -> int:
@@ -115,11 +145,12 @@ class ModelSpec:
     @property
     def has_dropout(self) -> bool:
         """Whether training drops anything out."""
-        return max(self.embedding_dropout, self.residual_dropout, self.attention.dropout) > 0.0
+        return max(self.embedding_dropout, self.residual_dropout, self.attention.dropout, self.head.dropout) > 0.0
 
     def without_dropout(self) -> ModelSpec:
         """The same model, evaluated."""
-        return replace(self, embedding_dropout=0.0, residual_dropout=0.0).with_attention(dropout=0.0)
+        plain = replace(self, embedding_dropout=0.0, residual_dropout=0.0, head=replace(self.head, dropout=0.0))
+        return plain.with_attention(dropout=0.0)
 
     def with_attention(self, **changes: Any) -> ModelSpec:
         """The same model with fields of every layer's attention changed."""
@@ -130,8 +161,11 @@ class ModelSpec:
         """Size of every named axis that a weight rule's pattern may use."""
         return {
             "vocab": self.vocab_size,
-            "position": self.max_positions,
+            "position": self.max_positions + self.position_offset,
             "embed": self.hidden_size,
+            "embed_out": self.hidden_size,
+            "token_type": self.token_types,
+            "label": self.head.outputs,
             "heads": self.attention.heads,
             "kv_heads": self.attention.kv_heads,
             "head_dim": self.attention.head_dim,

@@ -56,7 +56,8 @@ class WeightRule:
     name: Hugging Face name.  paths: Flax paths, dotted.  pattern: einops pattern, Hugging Face -> Flax.  kind decides weight
     decay.  init draws the initial values in Hugging Face layout.  sizes: length of every axis in the pattern.  layers: number
     of layers of a stacked weight, None for a weight that stands alone.  aliases: other Hugging Face names of the same tensor
-    (a tied output head), which a checkpoint may hold but never needs.
+    (a tied output head), which a checkpoint may hold but never needs.  idle: no output depends on it, so that its gradient is
+    zero but for rounding (the bias of keys, which adds the same to all scores of a query; softmax takes it out).
     """
 
     name: str
@@ -67,6 +68,7 @@ class WeightRule:
     sizes: Mapping[str, int] = field(repr=False)
     layers: int | None = None
     aliases: tuple[str, ...] = ()
+    idle: bool = False
 
     @cached_property
     def _blocks(self) -> tuple[_Block, ...]:

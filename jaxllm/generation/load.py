@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxllm.config import RunConfig, load_run
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import JaxllmError
-from jaxllm.families import resolve_model
+from jaxllm.families import FAMILIES, architectures, resolve_model, task_of
 from jaxllm.run import Run, on_one_device
 from jaxllm.run_folder import RunFolder
 from jaxllm.state.store import Checkpoint, CheckpointStore
@@ -50,11 +52,13 @@ def _from_run(folder: RunFolder, step: int | None, report: Callable[[str], None]
 
 def _from_pretrained(folder: Path) -> Trained:
     tokenizer = Tokenizer.load(str(folder))
+    objective = _objective(folder)
     config = RunConfig.model_validate(
         {
             "name": "pretrained",
             "model": {"from": str(folder)},
-            "data": {"tokenizer": {"from": str(folder)}, "sequence_length": 2},
+            "objective": objective,
+            "data": {"tokenizer": {"from": str(folder)}, "sequence_length": 2, **_data(objective)},
             "optimizer": {"learning_rate": 0.0},
             "training": {"steps": 1, "global_batch": 1},
         }
@@ -62,10 +66,34 @@ def _from_pretrained(folder: Path) -> Trained:
     return Trained(_run(config), tokenizer, None)
 
 
+def _objective(folder: Path) -> dict[str, Any]:
+    """The objective that a folder's model was trained for, as its config.json tells it."""
+    file = folder / "config.json"
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+        family, classes = str(described["model_type"]), described.get("architectures") or []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise JaxllmError(f"{file} does not describe a model ({error}); give another folder") from None
+    heads = architectures(family) if family in FAMILIES else {}
+    head = next((head for head, name in heads.items() if name in classes), "causal-lm")
+    if head not in ("sequence-classification", "token-classification"):
+        return {"kind": head}
+    names = described.get("id2label") or {str(number): f"LABEL_{number}" for number in range(described.get("num_labels", 2))}
+    objective: dict[str, Any] = {"kind": head, "labels": [str(names[number]) for number in sorted(names, key=int)]}
+    if head == "sequence-classification" and described.get("problem_type"):
+        objective["problem_type"] = described["problem_type"]
+    return objective
+
+
+def _data(objective: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of `data` that an objective demands; the data themselves come from whoever evaluates the model."""
+    return {} if objective["kind"] in ("causal-lm", "masked-lm", "span-corruption") else {"packing": "none"}
+
+
 def _run(config: RunConfig) -> Run:
     training = config.training.model_copy(update={"micro_batch": None})  # what fitted many devices need not fit one
     config = config.model_copy(update={"training": training})
-    return on_one_device(Run(config, resolve_model(config.model), total_steps=1))
+    return on_one_device(Run(config, resolve_model(config.model, task=task_of(config.objective)), total_steps=1))
 
 
 def _listed(steps: list[int]) -> str:

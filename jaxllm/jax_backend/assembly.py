@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from jaxllm.errors import ConfigError
 from jaxllm.jax_backend.attention.choose import kernel_of
 from jaxllm.jax_backend.mesh import check_mesh
 from jaxllm.jax_backend.model.runtime import Runtime
@@ -45,6 +46,10 @@ def runtime_of(run: Run, mesh: Mesh) -> Runtime:
 def assemble(run: Run, mesh: Mesh) -> Assembly:
     """The step of a run on a mesh.  ConfigError when the mesh cannot cut the model, or the kernel cannot do it."""
     config, rules = run.config, run.model.rules
+    if config.parallel.context > 1 and run.model.spec.head.kind != "causal-lm":
+        raise ConfigError(
+            "parallel.context", f"only causal-lm cuts sequences over devices, not {config.objective.kind}; set it to 1"
+        )
     check_mesh(run, mesh)
     network = build_network(run.model.spec, runtime_of(run, mesh))
     shardings = parameter_shardings(rules, mesh)

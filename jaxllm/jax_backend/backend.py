@@ -45,7 +45,7 @@ class _Started:
     params: Params
     moments: Moments[jax.Array] | None
     train_step: TrainStep
-    evaluation_step: EvaluationStep
+    evaluation_steps: dict[bool, EvaluationStep]  # by whether they give outputs
     steps_taken: int
 
 
@@ -101,7 +101,7 @@ class JaxBackend:
             params=params,
             moments=moments,
             train_step=parts.train_step,
-            evaluation_step=build_evaluation_step(parts.network),
+            evaluation_steps={wanted: build_evaluation_step(parts.network, outputs=wanted) for wanted in (False, True)},
             steps_taken=state.progress.step if state is not None else 0,
         )
 
@@ -118,14 +118,16 @@ class JaxBackend:
         started.steps_taken += 1
         return StepResult(metrics.loss, metrics.gradient_norm, metrics.target_tokens)
 
-    def evaluate(self, batches: Iterable[Batch]) -> EvaluationResult:
+    def evaluate(self, batches: Iterable[Batch], *, outputs: bool = False) -> EvaluationResult:
         """Loss over batches, without dropout; the host waits for the devices once, at the end."""
         started = self._started
-        sums = [started.evaluation_step(started.params, started.feed(batch)) for batch in batches]
-        values = jax.device_get(sums)
+        step = started.evaluation_steps[outputs]
+        values = jax.device_get([step(started.params, started.feed(batch)) for batch in batches])
+        found = [started.feed.in_order(part) for _, _, part in values if part is not None]
         return EvaluationResult(
-            loss_sum=float(sum(float(loss) for loss, _ in values)),
-            target_tokens=float(sum(float(tokens) for _, tokens in values)),
+            loss_sum=float(sum(float(loss) for loss, _, _ in values)),
+            target_tokens=float(sum(float(tokens) for _, tokens, _ in values)),
+            outputs=np.concatenate(found) if found else None,
         )
 
     def decoder(self, max_length: int) -> Decoder:

@@ -9,7 +9,7 @@ from typing import cast
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from jaxllm.config.batch import BatchPlan
 from jaxllm.data.batch import Batch, Shard
@@ -23,7 +23,8 @@ class BatchFeed:
     def __init__(self, mesh: Mesh, plan: BatchPlan) -> None:
         self._plan = plan
         self._layout = Layout(mesh)
-        self._sharding = self._layout.sharding(None, "batch", "sequence")
+        self._tokens = self._layout.sharding(None, "batch", "sequence")
+        self._rows = self._layout.sharding(None, "batch", None)
         self._parallel = data_parallel(mesh)
         self.shard = _process_shard(mesh)
 
@@ -36,10 +37,19 @@ class BatchFeed:
         """The global batch, (A, B, S); a batch that is short of rows is filled up with rows of padding."""
         if batch.rows > self.rows:
             raise ValueError(f"a batch of {batch.rows} rows does not fit the {self.rows} rows this process reads")
-        fields = (batch.inputs, batch.targets, batch.weights, batch.positions, batch.segments)
-        return DeviceBatch(*(self._place(field) for field in fields))
+        placed = {}
+        for name, rows_RT in batch.fields().items():
+            per_token = rows_RT.shape[1] == batch.sequence_length or name.startswith("source")
+            placed[name] = self._place(rows_RT, self._tokens if per_token else self._rows)
+        return DeviceBatch(**placed)
 
-    def _place(self, rows_RS: np.ndarray) -> jax.Array:
+    def in_order(self, parts_AB: np.ndarray) -> np.ndarray:
+        """Rows of a global batch in their order, from what was computed for (A, B) of them; leading axes A and B."""
+        plan = self._plan
+        split = parts_AB.reshape(plan.accumulation, self._parallel, plan.micro_batch, *parts_AB.shape[2:])
+        return split.swapaxes(0, 1).reshape(-1, *parts_AB.shape[2:])
+
+    def _place(self, rows_RS: np.ndarray, sharding: NamedSharding) -> jax.Array:
         plan, length = self._plan, rows_RS.shape[1]
         missing = self.rows - rows_RS.shape[0]
         if missing:
@@ -49,7 +59,7 @@ class BatchFeed:
         rows = rows_RS.reshape(-1, plan.accumulation, plan.micro_batch, length).swapaxes(0, 1)
         local_ABS = np.ascontiguousarray(rows.reshape(plan.accumulation, -1, length))
         shape = (plan.accumulation, plan.micro_batch * self._parallel, length)
-        placed: jax.Array = jax.make_array_from_process_local_data(self._sharding, local_ABS, shape)
+        placed: jax.Array = jax.make_array_from_process_local_data(sharding, local_ABS, shape)
         return placed
 
 

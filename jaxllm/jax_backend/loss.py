@@ -1,11 +1,28 @@
-"""Token cross-entropy.  B batch, S sequence, V vocabulary."""
+"""Losses of tokens and of rows.  B batch, S sequence, T targets of a row, V vocabulary, L outputs."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
+from jaxllm.families.spec import LossKind
 from jaxllm.jax_backend.precision import Policy
+
+
+def loss_sum(kind: LossKind, logits_BTL: jax.Array, targets: jax.Array, weights: jax.Array, policy: Policy) -> jax.Array:
+    """Sum of weight * loss of one kind, in the statistics dtype.
+
+    cross-entropy: logits (B, T, L) against labels (B, T).  binary-cross-entropy: logits (B, 1, L) against zeros and ones
+    (B, L).  squared-error: outputs (B, 1, L) against values (B, L).
+    """
+    if kind == "cross-entropy":
+        return token_loss_sum(logits_BTL, targets, weights, policy)
+    x_BL, y_BL = logits_BTL[:, 0].astype(policy.statistics), targets.astype(policy.statistics)
+    if kind == "squared-error":
+        losses_BL = jnp.square(x_BL - y_BL)
+    else:
+        losses_BL = jnp.maximum(x_BL, 0) - x_BL * y_BL + jnp.log1p(jnp.exp(-jnp.abs(x_BL)))
+    return jnp.sum(losses_BL * weights.astype(policy.statistics))
 
 
 def token_loss_sum(logits_BSV: jax.Array, targets_BS: jax.Array, weights_BS: jax.Array, policy: Policy) -> jax.Array:

@@ -27,7 +27,7 @@ from jaxllm.jax_backend.model.tap import LAYERS, Points, Recorder
 from jaxllm.jax_backend.network import Network, Params
 from jaxllm.jax_backend.optimizer import step_scalars
 from jaxllm.jax_backend.process import configure_process
-from jaxllm.jax_backend.step import DeviceBatch, TrainStep, loss_and_gradients, loss_sum
+from jaxllm.jax_backend.step import DeviceBatch, TrainStep, forward, loss_and_gradients, loss_sum
 from jaxllm.jax_backend.weights import LiveWeights, load_params
 from jaxllm.probe import Array, Pass, point_names
 from jaxllm.run import Run
@@ -165,8 +165,8 @@ def _build_logits(network: Network) -> Callable[[Params, DeviceBatch], jax.Array
     """(A, B, S, V)."""
 
     def compute(params: Params, batch: DeviceBatch) -> jax.Array:
-        model = network.bind(network.cast(params))
-        logits_ABSV: jax.Array = jax.lax.map(lambda micro: model(micro.inputs, micro.positions, micro.segments), batch)
+        used = network.cast(params)
+        logits_ABSV: jax.Array = jax.lax.map(lambda micro: forward(network, used, micro, None), batch)
         return logits_ABSV
 
     return jax.jit(compute)

@@ -14,8 +14,8 @@ import optax
 from jax.sharding import NamedSharding
 
 from jaxllm.config.schema import OptimizerConfig
+from jaxllm.jax_backend import loss as losses
 from jaxllm.jax_backend.compiler_options import compiler_options
-from jaxllm.jax_backend.loss import token_loss_sum
 from jaxllm.jax_backend.model.dropout import step_key
 from jaxllm.jax_backend.model.tap import NO_TAP, Tap
 from jaxllm.jax_backend.network import Network, Params
@@ -24,13 +24,16 @@ from jaxllm.jax_backend.optimizer import Moments, StepScalars, clip_factor
 
 
 class DeviceBatch(NamedTuple):
-    """A global batch on the devices, (A, B, S) each; fields as in `jaxllm.data.batch.Batch`."""
+    """A global batch on the devices, (A, B, S) or (A, B, T) each; fields as in `jaxllm.data.batch.Batch`."""
 
     inputs: jax.Array
     targets: jax.Array
     weights: jax.Array
     positions: jax.Array
     segments: jax.Array
+    token_types: jax.Array | None = None
+    source: jax.Array | None = None
+    source_segments: jax.Array | None = None
 
 
 class StepMetrics(NamedTuple):
@@ -44,15 +47,23 @@ class StepMetrics(NamedTuple):
 TrainStep = Callable[
     [Params, Moments[jax.Array], DeviceBatch, StepScalars, Any], tuple[Params, Moments[jax.Array], StepMetrics]
 ]
-EvaluationStep = Callable[[Params, DeviceBatch], tuple[jax.Array, jax.Array]]
+EvaluationStep = Callable[[Params, DeviceBatch], tuple[jax.Array, jax.Array, jax.Array | None]]
 
 
 def loss_sum(
     network: Network, params: Mapping[str, jax.Array], micro: DeviceBatch, key: jax.Array | None, tap: Tap = NO_TAP
 ) -> jax.Array:
     """Sum of weighted token losses of one micro-batch; params as they are used, in the compute dtype."""
-    logits_BSV = network.bind(params)(micro.inputs, micro.positions, micro.segments, key, tap)
-    return token_loss_sum(logits_BSV, micro.targets, micro.weights, network.runtime.policy)
+    return losses.loss_sum(
+        network.spec.head.loss, forward(network, params, micro, key, tap), micro.targets, micro.weights, network.runtime.policy
+    )
+
+
+def forward(
+    network: Network, params: Mapping[str, jax.Array], micro: DeviceBatch, key: jax.Array | None, tap: Tap = NO_TAP
+) -> jax.Array:
+    """Outputs (B, T, L) of one micro-batch; params as they are used, in the compute dtype."""
+    return network.bind(params)(micro.inputs, micro.positions, micro.segments, key, tap, micro.token_types)
 
 
 def loss_and_gradients(
@@ -135,13 +146,20 @@ def build_train_step(
     return jax.jit(step, donate_argnums=(0, 1), out_shardings=out_shardings, compiler_options=options)
 
 
-def build_evaluation_step(network: Network) -> EvaluationStep:
-    """Sum of weighted token losses and sum of weights of one global batch, without dropout."""
+def build_evaluation_step(network: Network, *, outputs: bool = False) -> EvaluationStep:
+    """Sum of weighted losses, sum of weights and, if wanted, the outputs (A, B, T, L) of one global batch, without dropout."""
+    policy = network.runtime.policy
 
-    def step(params: Params, batch: DeviceBatch) -> tuple[jax.Array, jax.Array]:
+    def step(params: Params, batch: DeviceBatch) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         used = network.cast(params)
-        losses = jax.lax.map(lambda micro: loss_sum(network, used, micro, None), batch)
-        return jnp.sum(losses), jnp.sum(batch.weights.astype(network.runtime.policy.statistics))
+
+        def one(micro: DeviceBatch) -> tuple[jax.Array, jax.Array | None]:
+            logits = forward(network, used, micro, None)
+            loss = losses.loss_sum(network.spec.head.loss, logits, micro.targets, micro.weights, policy)
+            return loss, logits.astype(policy.statistics) if outputs else None
+
+        sums, found = jax.lax.map(one, batch)
+        return jnp.sum(sums), jnp.sum(batch.weights.astype(policy.statistics)), found
 
     whole = network.runtime.layout.whole
-    return jax.jit(step, out_shardings=(whole, whole))
+    return jax.jit(step, out_shardings=(whole, whole, whole if outputs else None))

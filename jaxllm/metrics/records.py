@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -51,17 +52,19 @@ class TrainRecord:
 class ValidationRecord:
     """An evaluation on the validation split.
 
-    step: steps done before it.  loss: nats per target token.  perplexity: exp(loss).  bits_per_byte: loss in bits per byte of
-    text, which can be compared across tokenizers; None where the size of the text is not known.  target_tokens: tokens
-    evaluated.  seconds: how long the evaluation took.
+    step: steps done before it.  loss: per target, in nats where targets are tokens or labels.  perplexity: exp(loss); None
+    where targets are not tokens.  bits_per_byte: loss in bits per byte of text, which can be compared across tokenizers; None
+    where not every token of a text is predicted.  target_tokens: targets evaluated.  seconds: how long the evaluation took.
+    measures: further ones of the task, as accuracy.
     """
 
     step: int
     loss: float
-    perplexity: float
+    perplexity: float | None
     bits_per_byte: float | None
     target_tokens: float
     seconds: float
+    measures: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_sums(
@@ -82,6 +85,7 @@ class ValidationRecord:
             "bits_per_byte": _finite(self.bits_per_byte),
             "target_tokens": self.target_tokens,
             "seconds": _finite(self.seconds),
+            **{name: _finite(value) for name, value in self.measures.items()},
         }
 
 

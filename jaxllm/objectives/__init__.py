@@ -1,26 +1,42 @@
-"""What a model learns to predict: packed rows to inputs, targets and loss weights, in numpy."""
+"""What a model learns to predict: documents and examples to inputs, targets and loss weights, in numpy."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
+from jaxllm.config.objective import (
+    CausalLmObjective,
+    MaskedLmObjective,
+    Seq2SeqObjective,
+    SequenceClassificationObjective,
+    SpanCorruptionObjective,
+    TokenClassificationObjective,
+)
 from jaxllm.config.schema import RunConfig
-from jaxllm.data.batch import Batch
-from jaxllm.data.packing import Rows
+from jaxllm.data.packing import create_packing
+from jaxllm.data.prepare import PreparedData, SplitName
 from jaxllm.objectives.causal_lm import CausalLM
+from jaxllm.objectives.classification import LabelledTexts
+from jaxllm.objectives.examples import Examples, PackedExamples
+from jaxllm.objectives.masked_lm import MaskedLM
+
+__all__ = ["Examples", "open_examples"]
 
 
-class Objective(Protocol):
-    """Turns rows into a batch.  overlap: tokens a row needs beyond sequence_length."""
+def open_examples(prepared: PreparedData, config: RunConfig, split: SplitName) -> Examples:
+    """The rows of a split, as the objective of the run makes them.
 
-    @property
-    def overlap(self) -> int: ...
-
-    def batch(self, rows: Rows) -> Batch:
-        """The batch of these rows, in their order; a row depends on nothing but itself."""
-        ...
-
-
-def create_objective(config: RunConfig) -> Objective:
-    """The objective of a run."""
-    return CausalLM(cross_document_attention=config.data.cross_document_attention)
+    DataError when the split has no row, or an example does not fit; ConfigError when the tokenizer lacks what the objective
+    needs.
+    """
+    objective = config.objective
+    part = prepared.split(split)
+    match objective:
+        case CausalLmObjective():
+            causal = CausalLM(cross_document_attention=config.data.cross_document_attention)
+            return PackedExamples(create_packing(part, config.data, causal.overlap, config.seed), causal)
+        case MaskedLmObjective():
+            masked = MaskedLM.of(objective, prepared.tokenizer, config)
+            return PackedExamples(create_packing(part, config.data, masked.overlap, config.seed), masked)
+        case SequenceClassificationObjective() | TokenClassificationObjective():
+            return LabelledTexts(part, prepared.tokenizer, config, objective)
+        case Seq2SeqObjective() | SpanCorruptionObjective():
+            raise NotImplementedError

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxllm.config import RunConfig
 from jaxllm.data.batch import Batch
+from jaxllm.data.fields import EXAMPLE_OBJECTIVES
 from jaxllm.data.pipeline import BatchPipeline
 from jaxllm.data.prepare import PreparedData
 
@@ -30,6 +33,13 @@ def data_inputs(config: RunConfig, data: PreparedData, vocab_size: int) -> dict[
 
     config: of `one_pass_config`.  Rare tokens are those that the training text holds least often, many of them never.
     """
+    if isinstance(config.objective, EXAMPLE_OBJECTIVES):
+        examples = _batch(config, data, "none")
+        return {
+            "examples": examples,
+            "random tokens": with_tokens(examples, random_tokens(config, vocab_size)),
+            "rare tokens": with_tokens(examples, _rare_tokens(config, data, vocab_size)),
+        }
     packed = _batch(config, data, "concatenate")
     return {
         "packed text": packed,
@@ -49,11 +59,22 @@ def random_inputs(config: RunConfig, vocab_size: int) -> dict[str, Batch]:
 
 
 def with_tokens(batch: Batch, tokens_BS: NDArray[np.int32]) -> Batch:
-    """The batch with other tokens in the same documents; tokens: (B, S + 1)."""
-    inside = batch.segments > 0
+    """The batch with other tokens in the same documents; tokens: (B, S + 1).
+
+    Targets that are tokens are the tokens that follow; labels stay as they are.
+    """
     zero = np.int32(0)
+    inputs = np.where(batch.segments > 0, tokens_BS[:, :-1], zero)
+    if batch.token_types is not None:
+        return replace(batch, inputs=inputs)
     targets = np.where(batch.weights > 0, tokens_BS[:, 1:], zero)
-    return Batch(np.where(inside, tokens_BS[:, :-1], zero), targets, batch.weights, batch.positions, batch.segments)
+    return replace(batch, inputs=inputs, targets=targets)
+
+
+def counted(batch: Batch, outputs: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which of (B, S, ...) or (B, 1, ...) values belong to tokens that are not padding, or to rows that hold any."""
+    real: NDArray[np.bool_] = batch.segments > 0
+    return real if outputs.shape[1] == real.shape[1] else np.asarray(real.any(axis=1, keepdims=True))
 
 
 def random_tokens(config: RunConfig, vocab_size: int) -> NDArray[np.int32]:
@@ -64,9 +85,9 @@ def random_tokens(config: RunConfig, vocab_size: int) -> NDArray[np.int32]:
 
 def _rare_tokens(config: RunConfig, data: PreparedData, vocab_size: int) -> NDArray[np.int32]:
     counts = np.zeros(vocab_size, np.int64)
-    packed = BatchPipeline(data, config, "train")
+    batches = BatchPipeline(data, config, "train")
     for number in range(_SEARCHED):
-        counts += np.bincount(packed.batch(number).inputs.ravel(), minlength=vocab_size)
+        counts += np.bincount(batches.batch(number).inputs.ravel(), minlength=vocab_size)
     rarest = np.argsort(counts, kind="stable")[: max(vocab_size // 8, 1)].astype(np.int32)
     return rarest[random_tokens(config, rarest.size)]
 

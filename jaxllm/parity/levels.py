@@ -21,9 +21,9 @@ from jaxllm.data.batch import Batch
 from jaxllm.data.prepare import PreparedData
 from jaxllm.families import flatten
 from jaxllm.families.initialization import Initializer, initial_values
-from jaxllm.parity.inputs import data_inputs, one_pass_config, random_inputs
+from jaxllm.parity.inputs import counted, data_inputs, one_pass_config, random_inputs
 from jaxllm.parity.results import Check
-from jaxllm.parity.tolerances import TOLERANCES, has_gradient, relative_error
+from jaxllm.parity.tolerances import TOLERANCES, gradient_error, has_gradient, relative_error
 from jaxllm.probe import Array, Pass
 from jaxllm.run import Run, on_one_device
 from jaxllm.state import Progress, TensorReader, TrainingState, read_state, write_state
@@ -194,7 +194,7 @@ def forward(one_pass: OnePass) -> Iterator[Check]:
     precision = one_pass.run.config.training.precision
     bound = TOLERANCES[precision].value
     for label, batch, found, wanted in one_pass.pairs():
-        real = batch.segments > 0
+        real = counted(batch, wanted.logits)
         error = relative_error(found.logits[real], wanted.logits[real])
         yield Check("forward", precision, f"logits, {label}", error, bound, {"input": label})
         yield Check("forward", precision, f"loss, {label}", relative_error(found.loss, wanted.loss), bound, {"input": label})
@@ -204,12 +204,13 @@ def backward(one_pass: OnePass) -> Iterator[Check]:
     """Every parameter's gradient, by Hugging Face name, worst first."""
     precision = one_pass.run.config.training.precision
     bound = TOLERANCES[precision].value
+    idle = {name for name, rule, _ in flatten(one_pass.run.model.rules) if rule.idle}
     checks = [
         Check(
             "backward",
             precision,
             f"gradient of {name}, {label}",
-            relative_error(found.gradients[name], gradient),
+            gradient_error(found.gradients[name], gradient, largest_gradient(wanted), idle=name in idle),
             bound,
             {"input": label, "parameter": name},
         )
@@ -224,7 +225,7 @@ def optimizer(one_pass: OnePass) -> Iterator[Check]:
     precision = one_pass.run.config.training.precision
     label, batch = next(iter(one_pass.inputs.items()))
     gradients = one_pass.passes[_REFERENCE][label].gradients
-    norm, largest = _global_norm(gradients), max(float(np.abs(gradient).max()) for gradient in gradients.values())
+    norm, largest = _global_norm(gradients), largest_gradient(one_pass.passes[_REFERENCE][label])
     for case, clip in (("clipping active", 0.5 * norm), ("clipping inactive", None)):
         config = one_pass.run.config
         settings = config.optimizer.model_copy(update={"clip_norm": clip})
@@ -236,6 +237,11 @@ def optimizer(one_pass: OnePass) -> Iterator[Check]:
             bound = TOLERANCES[precision].trajectory_parameters
             detail = {"parameter": name, "elements_without_gradient": int(moved.size - moved.sum())}
             yield Check("optimizer", precision, f"{name} after a step, {case}", error, bound, detail)
+
+
+def largest_gradient(one_pass: Pass) -> float:
+    """Magnitude of the largest element of all gradients."""
+    return max(float(np.abs(gradient).max()) for gradient in one_pass.gradients.values())
 
 
 def _after_step(name: BackendName, run: Run, params: TensorReader, batch: Batch) -> Mapping[str, Array]:

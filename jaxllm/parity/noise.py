@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from jaxllm.config.schema import BackendName
 from jaxllm.parity.distance import Comparison, Reference
+from jaxllm.parity.inputs import counted
 from jaxllm.parity.layouts import one_device
 from jaxllm.parity.results import Check, Measurement
 from jaxllm.parity.runs import Runs
@@ -32,7 +33,7 @@ def one_pass_noise(subject: Subject) -> Iterator[Check]:
 
     exact, rounded = (OnePass.of_run(subject.in_precision(precision), subject.data) for precision in ("fp32", "bf16"))
     for label, batch in exact.inputs.items():
-        real = batch.segments > 0
+        real = counted(batch, exact.passes["jax"][label].logits)
         exact_pass = {backend: exact.passes[backend][label] for backend in BACKENDS}
         rounded_pass = {backend: rounded.passes[backend][label] for backend in BACKENDS}
         for what, vector in (("logits", partial(_logits, real=real)), ("gradients of matrices", _matrices)):

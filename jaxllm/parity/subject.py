@@ -11,7 +11,7 @@ from typing import Any
 from jaxllm.config import RunConfig, total_steps
 from jaxllm.config.schema import ModelConfig, Precision
 from jaxllm.data.prepare import PreparedData, prepare
-from jaxllm.families import Model, check_sequence_length, resolve_model
+from jaxllm.families import Model, check_sequence_length, resolve_model, task_of
 from jaxllm.run import Run
 
 
@@ -36,7 +36,7 @@ def examine(config: RunConfig, folder: Path, *, progress: bool = False) -> Subje
     JaxllmError for a run file that cannot be run.
     """
     data = prepare(config, progress=progress)
-    model = resolve_model(config.model, data.vocab_size, data.tokenizer.eos_id)
+    model = resolve_model(config.model, data.vocab_size, data.tokenizer.eos_id, task=task_of(config.objective))
     notes: tuple[str, ...] = ()
     if (rates := _dropout_rates(model)) and model.spec.has_dropout:
         listed = ", ".join(f"{key} {rate:g}" for key, rate in rates.items())
@@ -44,7 +44,7 @@ def examine(config: RunConfig, folder: Path, *, progress: bool = False) -> Subje
             f"dropout is switched off for the proof ({listed} in the run file): each backend draws its own random numbers",
         )
         config = config.model_copy(update={"model": _without_dropout(config.model, model, rates, folder)})
-        model = resolve_model(config.model, data.vocab_size, data.tokenizer.eos_id)
+        model = resolve_model(config.model, data.vocab_size, data.tokenizer.eos_id, task=task_of(config.objective))
         assert not model.spec.has_dropout  # noqa: S101 - a family spells dropout in a way that `_dropout_rates` does not know
     check_sequence_length(model, config)
     return Subject(Run(config, model, total_steps(config)), data, notes)
@@ -53,7 +53,11 @@ def examine(config: RunConfig, folder: Path, *, progress: bool = False) -> Subje
 def _dropout_rates(model: Model) -> dict[str, float]:
     """The Hugging Face keys that switch dropout on: `attention_dropout`, `resid_pdrop` and their like."""
     keys = model.huggingface_config.items()
-    return {key: value for key, value in keys if key.endswith(("dropout", "pdrop")) and isinstance(value, float) and value > 0}
+    return {
+        key: value
+        for key, value in keys
+        if key.endswith(("dropout", "pdrop", "dropout_prob")) and isinstance(value, float) and value > 0
+    }
 
 
 def _without_dropout(config: ModelConfig, model: Model, rates: Mapping[str, float], folder: Path) -> ModelConfig:

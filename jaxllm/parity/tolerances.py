@@ -51,6 +51,17 @@ def has_gradient(size: ArrayLike, largest: float) -> NDArray[np.bool_]:
     return np.abs(np.asarray(size, np.float64)) > ZERO_GRADIENT * largest
 
 
+def gradient_error(value: ArrayLike, reference: ArrayLike, largest: float, *, idle: bool) -> float:
+    """`relative_error` of a gradient; of an idle parameter's, which is zero but for rounding, in units of the model's largest.
+
+    largest: magnitude among all gradients of the model.
+    """
+    if not idle:
+        return relative_error(value, reference)
+    found, wanted = np.asarray(value, np.float64), np.asarray(reference, np.float64)
+    return float(max(np.abs(found).max(initial=0.0), np.abs(wanted).max(initial=0.0)) / largest)
+
+
 def relative_error(value: ArrayLike, reference: ArrayLike) -> float:
     """Max |value - reference| / max |reference|; the plain difference where the reference is zero everywhere."""
     wanted = np.asarray(reference, np.float64)

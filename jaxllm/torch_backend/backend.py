@@ -70,7 +70,8 @@ class DeepSpeedBackend:
         check_combinations(config, run.model, self._group.world)
         self._leave_mesh()
         self._mesh = make_mesh(self._group, config.parallel)
-        plan = resolve_batch(config, self._mesh.data) if training else BatchPlan(config.training.micro_batch or 1, 1)
+        untrained = BatchPlan(config.training.micro_batch or config.training.global_batch, 1)
+        plan = resolve_batch(config, self._mesh.data) if training else untrained
         torch.set_float32_matmul_precision("highest")  # fp32 means fp32: no TF32
         params = initial_weights(run.model, run.config.seed) if state is None else state.params
         check_shapes(run.model, params)
@@ -79,7 +80,7 @@ class DeepSpeedBackend:
         import_model(run.model)
         self._memory = MemoryMeter(self._group.device)
         self._engine = create_engine(run, self._mesh, plan, training)
-        self._loop = Loop(self._engine, self._mesh, plan, config.deepspeed.attention, config.seed)
+        self._loop = Loop(self._engine, self._mesh, plan, config.deepspeed.attention, config.seed, run.model.spec)
         self._load(state)
         self._source = None if training else state.params
 
@@ -101,9 +102,9 @@ class DeepSpeedBackend:
         return result
 
     @with_peers()
-    def evaluate(self, batches: Iterable[Batch]) -> EvaluationResult:
+    def evaluate(self, batches: Iterable[Batch], *, outputs: bool = False) -> EvaluationResult:
         assert self._loop is not None  # noqa: S101 - `start` comes first
-        return self._loop.evaluate(batches)
+        return self._loop.evaluate(batches, outputs=outputs)
 
     def decoder(self, max_length: int) -> Decoder:
         return TorchDecoder(self._started, self._group.device, max_length)

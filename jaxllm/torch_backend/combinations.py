@@ -81,6 +81,13 @@ REFUSALS: tuple[Refusal, ...] = (
         lambda case: case.parallel.expert > 1,
     ),
     Refusal(
+        "parallel.context",
+        "context above 1 with another objective than causal-lm",
+        "labels of whole rows, token types and sources are not shared among processes",
+        "set it to 1",
+        lambda case: case.parallel.context > 1 and case.model.spec.head.kind != "causal-lm",
+    ),
+    Refusal(
         "deepspeed.zero_stage",
         "zero_stage above 0 with precision fp64",
         _PLAIN,

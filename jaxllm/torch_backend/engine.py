@@ -67,10 +67,9 @@ class Engine(Protocol):
 
 
 def forward(engine: Engine, inputs: ModelInputs) -> torch.Tensor:
-    """Logits (B, S, V) in the engine's dtype."""
-    output = engine.model(input_ids=inputs.tokens, attention_mask=inputs.mask, position_ids=inputs.positions, use_cache=False)
-    logits: torch.Tensor = output.logits
-    return logits
+    """Logits (B, S, V), or outputs (B, 1, L) for a whole row, in the engine's dtype."""
+    logits: torch.Tensor = engine.model(**inputs.arguments).logits
+    return logits if logits.ndim == 3 else logits[:, None]
 
 
 def create_engine(run: Run, mesh: Mesh, plan: BatchPlan, training: bool) -> Engine:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import Parameter
 
 from jaxllm.data.batch import Batch
 from jaxllm.errors import BackendError
-from jaxllm.families import Model, flatten
+from jaxllm.families import Model, ModelSpec, flatten
+from jaxllm.families.spec import HeadKind
 from jaxllm.torch_backend.visibility import SequenceHook, attention_implementation
 
 AttentionKernel = Literal["auto", "sdpa", "eager"]
+
+_CLASSES: Mapping[HeadKind, str] = {
+    "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+}
 
 
 def build_model(model: Model, attention: AttentionKernel, dtype: torch.dtype, device: torch.device) -> Any:
@@ -24,16 +34,15 @@ def build_model(model: Model, attention: AttentionKernel, dtype: torch.dtype, de
 
     Returns a transformers.PreTrainedModel.  BackendError when its parameters are not those of the family's weight table.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
     from transformers.initialization import no_init_weights
 
     keys = dict(model.huggingface_config)
-    config = AutoConfig.for_model(str(keys.pop("model_type")), **keys)
+    config = transformers.AutoConfig.for_model(str(keys.pop("model_type")), **keys)
     config.use_cache = False
+    auto = getattr(transformers, _CLASSES[model.spec.head.kind])
     with no_init_weights(), device:
-        built = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, attn_implementation=attention_implementation(model, attention), dtype=dtype
-        )
+        built = auto.from_config(config, attn_implementation=attention_implementation(model, attention), dtype=dtype)
         built.tie_weights()  # part of the initialisation that was left out
     built.register_forward_pre_hook(SequenceHook(model), with_kwargs=True)
     check_parameters(model, {name: tuple(_whole_shape(p)) for name, p in built.named_parameters()})
@@ -42,11 +51,11 @@ def build_model(model: Model, attention: AttentionKernel, dtype: torch.dtype, de
 
 def import_model(model: Model) -> None:
     """Load the modelling code of the family, so that its memory does not count as the model's."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
     keys = dict(model.huggingface_config)
-    config = AutoConfig.for_model(str(keys.pop("model_type")), **keys)
-    AutoModelForCausalLM._model_mapping[type(config)]  # noqa: SLF001 - imports the class
+    config = transformers.AutoConfig.for_model(str(keys.pop("model_type")), **keys)
+    getattr(transformers, _CLASSES[model.spec.head.kind])._model_mapping[type(config)]  # noqa: SLF001 - imports the class
 
 
 def _whole_shape(parameter: Parameter) -> torch.Size:
@@ -75,38 +84,61 @@ def check_parameters(model: Model, found: dict[str, tuple[int, ...]]) -> None:
 class ModelInputs:
     """What the model and the loss read, on the device.
 
-    tokens_BS, targets_BS, positions_BS (int64); weights_BS (float32, or float64 in an fp64 run); mask_B1QK: for each query
-    which keys it may attend to.  Under sequence parallelism S are this process's tokens, Q and K those of whole sequences.
+    arguments: what the model is called with, under the names that transformers has for it.  targets_BT: int64 labels, or
+    numbers; weights_BT: float32, or float64 in an fp64 run, as are targets that are numbers.  Under sequence parallelism S are
+    this process's tokens, while masks (B, 1, Q, K) are of whole sequences.
     """
 
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    mask: torch.Tensor
+    arguments: Mapping[str, Any]
     targets: torch.Tensor
     weights: torch.Tensor
 
 
 def model_inputs(
-    batch: Batch, attention: AttentionKernel, dtype: torch.dtype, device: torch.device, columns: slice | None = None
+    batch: Batch,
+    spec: ModelSpec,
+    attention: AttentionKernel,
+    dtype: torch.dtype,
+    device: torch.device,
+    columns: slice | None = None,
 ) -> ModelInputs:
     """A (micro-)batch on the device.  dtype: of the activations.  columns: the tokens of this process; default, all."""
     mine = slice(None) if columns is None else columns
-    tokens, positions, targets = (
-        torch.from_numpy(array[:, mine]).to(device, torch.int64) for array in (batch.inputs, batch.positions, batch.targets)
-    )
-    real = np.float64 if dtype == torch.float64 else np.float32
-    weights = torch.from_numpy(batch.weights[:, mine].astype(real, copy=False)).to(device)
-    mask = packed_mask(torch.from_numpy(batch.segments).to(device), attention, dtype)
-    return ModelInputs(tokens, positions, mask, targets, weights)
+
+    def number(array: NDArray[Any]) -> torch.Tensor:
+        real = np.float64 if dtype == torch.float64 else np.float32
+        return torch.from_numpy(array.astype(real, copy=False)).to(device)
+
+    def whole(array: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(array).to(device, torch.int64)
+
+    segments = torch.from_numpy(batch.segments).to(device)
+    arguments: dict[str, Any] = {
+        "input_ids": whole(batch.inputs[:, mine]),
+        "attention_mask": packed_mask(segments, attention, dtype, causal=spec.attention.causal),
+        "position_ids": whole(batch.positions[:, mine]) + spec.position_offset,
+    }
+    if spec.token_types:
+        types = np.zeros_like(batch.inputs) if batch.token_types is None else batch.token_types
+        arguments["token_type_ids"] = whole(types)
+    if spec.attention.causal:
+        arguments["use_cache"] = False
+    targets, weights = batch.targets, batch.weights
+    if targets.shape[1] == batch.sequence_length:
+        targets, weights = targets[:, mine], weights[:, mine]
+    is_label = spec.head.loss == "cross-entropy"
+    return ModelInputs(arguments, (whole if is_label else number)(targets), number(weights))
 
 
-def packed_mask(segments_BS: torch.Tensor, attention: AttentionKernel, dtype: torch.dtype) -> torch.Tensor:
-    """Causal attention within a segment: (B, 1, Q, K), bool, or for eager 0 or the lowest number, to be added.
+def packed_mask(
+    segments_BS: torch.Tensor, attention: AttentionKernel, dtype: torch.dtype, *, causal: bool = True
+) -> torch.Tensor:
+    """Attention within a segment: (B, 1, Q, K), bool, or for eager 0 or the lowest number, to be added.
 
     Padding is a segment (0) like any other, so that a padding row attends to something and yields no NaN.
     """
     same_BQK = segments_BS[:, :, None] == segments_BS[:, None, :]
-    allowed_B1QK = same_BQK.tril()[:, None]
+    allowed_B1QK = (same_BQK.tril() if causal else same_BQK)[:, None]
     if attention != "eager":
         return allowed_B1QK
     lowest = torch.finfo(dtype).min

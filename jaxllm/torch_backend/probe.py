@@ -64,12 +64,15 @@ class TorchProbe:
         with capture_points(engine.model, points, gradients=capture) as recording:
             loss = self._accumulate(batch, whole=capture)
         values = _arrays(recording.values())
+        cotangents = _arrays(recording.cotangents()) if capture else {}
+        if capture:
+            cotangents["logits"] = _per_target(cotangents["logits"])
         return Pass(
             loss=loss,
-            logits=values["logits"],
+            logits=_per_target(values["logits"]),
             gradients=_arrays(engine.take_gradients()),
-            values=values if capture else {},
-            cotangents=_arrays(recording.cotangents()) if capture else {},
+            values={**values, "logits": _per_target(values["logits"])} if capture else {},
+            cotangents=cotangents,
         )
 
     def after_step(self, batch: Batch, hyper: Hyper) -> Mapping[str, Array]:
@@ -89,7 +92,7 @@ class TorchProbe:
         config = run.config
         rows = batch.rows if whole else config.training.micro_batch or batch.rows
         plan = BatchPlan(rows, -(-batch.rows // rows))
-        loop = Loop(engine, self._mesh, plan, config.deepspeed.attention, config.seed)
+        loop = Loop(engine, self._mesh, plan, config.deepspeed.attention, config.seed, run.model.spec)
         with mode(engine.model, training=False):
             loss, _ = loop.accumulate(batch, step=0)
         return float(loss)
@@ -105,6 +108,11 @@ def _kept(store: Store) -> Iterator[None]:
         for name, values in before.items():
             store.gather(name, "params").copy_(values)
         store.publish()
+
+
+def _per_target(outputs: Array) -> Array:
+    """(B, T, L), with T = 1 for a model with outputs for whole rows."""
+    return outputs if outputs.ndim == 3 else outputs[:, None]
 
 
 def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, Array]:

@@ -12,6 +12,7 @@ import torch
 from jaxllm.backend import EvaluationResult, Hyper, StepResult
 from jaxllm.config.batch import BatchPlan
 from jaxllm.data.batch import Batch
+from jaxllm.families import ModelSpec
 from jaxllm.torch_backend.engine import Engine, forward
 from jaxllm.torch_backend.loss import weighted_loss
 from jaxllm.torch_backend.mesh import Mesh
@@ -20,19 +21,24 @@ from jaxllm.torch_backend.model import AttentionKernel, mode, model_inputs
 
 @dataclass(frozen=True)
 class Loop:
-    """Drives an engine over batches.  seed: of the run, for dropout."""
+    """Drives an engine over batches.  spec: of its model.  seed: of the run, for dropout."""
 
     engine: Engine
     mesh: Mesh
     plan: BatchPlan
     attention: AttentionKernel
     seed: int
+    spec: ModelSpec
 
-    def _loss_sum(self, batch: Batch) -> torch.Tensor:
+    def _loss_sum(self, batch: Batch, found: list[torch.Tensor] | None = None) -> torch.Tensor:
+        """The loss of a micro-batch.  found: takes the outputs."""
         columns = self.mesh.tokens(batch.sequence_length)
-        inputs = model_inputs(batch, self.attention, self.engine.dtype, self._device, columns)
+        inputs = model_inputs(batch, self.spec, self.attention, self.engine.dtype, self._device, columns)
         with self.engine.numerics():
-            return weighted_loss(forward(self.engine, inputs), inputs.targets, inputs.weights)
+            outputs = forward(self.engine, inputs)
+            if found is not None:
+                found.append(outputs.to(torch.promote_types(outputs.dtype, torch.float32)))
+            return weighted_loss(self.spec.head.loss, outputs, inputs.targets, inputs.weights)
 
     @property
     def _device(self) -> torch.device:
@@ -75,16 +81,28 @@ class Loop:
         return total / tokens, tokens
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch]) -> EvaluationResult:
-        """Sums over all rows of all processes, without dropout."""
+    def evaluate(self, batches: Iterable[Batch], *, outputs: bool = False) -> EvaluationResult:
+        """Sums, and if wanted the outputs, over all rows of all processes, without dropout."""
+        gathered: list[torch.Tensor] = []
         sums = torch.zeros(2, dtype=torch.float64, device=self._device)
         with mode(self.engine.model, training=False):
             for batch in batches:
+                found: list[torch.Tensor] | None = [] if outputs else None
                 for micro_batch in split(batch, self.plan.micro_batch):
-                    sums[0] += self._loss_sum(micro_batch)
+                    sums[0] += self._loss_sum(micro_batch, found)
+                if found:
+                    gathered.append(self._gather_rows(torch.cat(found)))
                 sums[1] += self._target_tokens(batch)
         loss_sum, tokens = self.mesh.sum(sums).tolist()
-        return EvaluationResult(loss_sum, tokens)
+        return EvaluationResult(loss_sum, tokens, torch.cat(gathered).cpu().numpy() if gathered else None)
+
+    def _gather_rows(self, rows_RTL: torch.Tensor) -> torch.Tensor:
+        """The rows of all processes, in their order (collective)."""
+        if self.mesh.data == 1:
+            return rows_RTL
+        every = rows_RTL.new_zeros(self.mesh.data, *rows_RTL.shape)
+        every[self.mesh.shard.index] = rows_RTL
+        return self.mesh.sum(every).flatten(0, 1)
 
     def _seed_dropout(self, step: int, micro_batch: int) -> None:
         """Dropout of a micro-batch depends on nothing before it, so that a resumed run continues bit for bit.

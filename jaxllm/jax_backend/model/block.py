@@ -23,9 +23,11 @@ class Block(nnx.Module):
         self.attention_norm = norm(spec.norm.before)
         self.attention = Attention(spec.attention, spec.norm, spec.hidden_size, runtime)
         self.attention_output_norm = norm(spec.norm.after)
+        self.attention_residual_norm = norm(spec.norm.of_residual)
         self.mlp_norm = norm(spec.norm.before)
         self.mlp = Mlp(spec.mlp, spec.hidden_size, runtime)
         self.mlp_output_norm = norm(spec.norm.after)
+        self.mlp_residual_norm = norm(spec.norm.of_residual)
         self.residual_dropout = spec.residual_dropout
         self.layout = runtime.layout
 
@@ -39,9 +41,13 @@ class Block(nnx.Module):
             attended_BSE = tap("attention_output_norm", self.attention_output_norm(attended_BSE))
         x_BSE = x_BSE + token_dropout(attended_BSE, rate, key, Site.ATTENTION_OUTPUT, index_S)
         x_BSE = tap("attention_residual", self.layout.constrain(x_BSE, "batch", "residual", "hidden"))
+        if self.attention_residual_norm is not None:
+            x_BSE = tap("attention_residual_norm", self.attention_residual_norm(x_BSE))
         normed_BSE = x_BSE if self.mlp_norm is None else tap("mlp_norm", self.mlp_norm(x_BSE))
         fed_BSE = tap("mlp_output", self.mlp(normed_BSE))
         if self.mlp_output_norm is not None:
             fed_BSE = tap("mlp_output_norm", self.mlp_output_norm(fed_BSE))
         x_BSE = x_BSE + token_dropout(fed_BSE, rate, key, Site.MLP_OUTPUT, index_S)
+        if self.mlp_residual_norm is not None:
+            x_BSE = self.mlp_residual_norm(tap("mlp_residual", x_BSE))
         return tap("residual", self.layout.constrain(x_BSE, "batch", "residual", "hidden")), cache

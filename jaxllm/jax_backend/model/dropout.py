@@ -16,6 +16,8 @@ class Site(IntEnum):
     ATTENTION = 1
     ATTENTION_OUTPUT = 2
     MLP_OUTPUT = 3
+    HEAD = 4
+    HEAD_DENSE = 5
 
 
 def step_key(seed: int, step: jax.Array, micro_batch: jax.Array) -> jax.Array:

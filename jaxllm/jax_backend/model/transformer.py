@@ -20,7 +20,8 @@ from jaxllm.jax_backend.attention import cache_visibility, sequence_visibility
 from jaxllm.jax_backend.model.attention import CacheT, Context, KeyValue
 from jaxllm.jax_backend.model.block import Block
 from jaxllm.jax_backend.model.dropout import Site, token_dropout
-from jaxllm.jax_backend.model.linear import Embedding, Linear
+from jaxllm.jax_backend.model.head import ClassificationHead, MaskedLmHead, build_head
+from jaxllm.jax_backend.model.linear import Embedding
 from jaxllm.jax_backend.model.norm import Norm
 from jaxllm.jax_backend.model.parameter import stacked
 from jaxllm.jax_backend.model.rope import Tables, rotary_tables
@@ -36,20 +37,23 @@ LayerOutputs: TypeAlias = tuple[Any, Points | None]
 
 
 class Transformer(nnx.Module):
-    """A decoder-only language model of any family."""
+    """A model of one stack of layers, of any family."""
 
     def __init__(self, spec: ModelSpec, runtime: Runtime) -> None:
         self.embed = Embedding(spec.vocab_size, spec.hidden_size, ("vocab", "embed"), runtime)
         self.position_embed = (
-            Embedding(spec.max_positions, spec.hidden_size, ("position", "embed"), runtime) if spec.learned_positions else None
+            Embedding(spec.max_positions + spec.position_offset, spec.hidden_size, ("position", "embed"), runtime)
+            if spec.learned_positions
+            else None
         )
+        self.token_type_embed = (
+            Embedding(spec.token_types, spec.hidden_size, ("token_type", "embed"), runtime) if spec.token_types else None
+        )
+        post = spec.norm.place == "post"
+        self.embedding_norm = Norm(spec.norm, (spec.hidden_size,), ("embed",), runtime) if post else None
         self.layers = stacked(lambda: Block(spec, runtime), spec.layers)
-        self.final_norm = Norm(spec.norm, (spec.hidden_size,), ("embed",), runtime)
-        self.head = (
-            None
-            if spec.tie_embeddings
-            else Linear((spec.hidden_size, spec.vocab_size), ("embed", "vocab"), bias=False, runtime=runtime)
-        )
+        self.final_norm = None if post else Norm(spec.norm, (spec.hidden_size,), ("embed",), runtime)
+        self.head = build_head(spec, runtime)
         self.spec = spec
         self.runtime = runtime
 
@@ -60,14 +64,18 @@ class Transformer(nnx.Module):
         segments_BS: jax.Array,
         key: jax.Array | None = None,
         tap: Tap = NO_TAP,
+        token_types_BS: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits (B, S, V) in the compute dtype.  key: turns dropout on, where the spec has any.  tap: sees every point."""
+        """Logits (B, S, V) in the compute dtype, or (B, 1, L) of L outputs for a whole row.
+
+        key: turns dropout on, where the spec has any.  tap: sees every point.  token_types: None: all of the first type.
+        """
         length = inputs_BS.shape[1]
         visibility = sequence_visibility(segments_BS, self.runtime.layout.token_order(length))
         context = Context(visibility, self._rotary(positions_BS, length), key, tap=tap)
-        x_BSE = tap("embedding", self._embed(inputs_BS, positions_BS, key, visibility.query_index))
+        x_BSE = tap("embedding", self._embed(inputs_BS, positions_BS, key, visibility.query_index, token_types_BS))
         x_BSE, _ = self._layers(x_BSE, context, None)
-        return self._logits(x_BSE, tap)
+        return self._logits(x_BSE, tap, key)
 
     def decode(self, tokens_BS: jax.Array, offset: jax.Array, last: jax.Array, cache: KeyValue) -> tuple[jax.Array, KeyValue]:
         """Logits (B, V) after token `last` of `tokens`, which continue the cache at `offset`; and the longer cache."""
@@ -86,7 +94,14 @@ class Transformer(nnx.Module):
         kinds = dict.fromkeys(attention.rope for attention in self.spec.attentions if attention.rope is not None)
         return {rope: rotary_tables(rope, head_dim, positions_BS, length, policy) for rope in kinds}
 
-    def _embed(self, tokens_BS: jax.Array, positions_BS: jax.Array, key: jax.Array | None, index_S: jax.Array) -> jax.Array:
+    def _embed(
+        self,
+        tokens_BS: jax.Array,
+        positions_BS: jax.Array,
+        key: jax.Array | None,
+        index_S: jax.Array,
+        token_types_BS: jax.Array | None = None,
+    ) -> jax.Array:
         x_BSE = self.embed(tokens_BS)
         if self.spec.padding_token is not None:
             is_padding_BS1 = (tokens_BS == self.spec.padding_token)[..., None]
@@ -94,8 +109,12 @@ class Transformer(nnx.Module):
         if self.spec.embedding_scale is not None:
             scale = np.asarray(self.spec.embedding_scale, self.runtime.policy.statistics)
             x_BSE = x_BSE * jnp.asarray(scale, x_BSE.dtype)
+        if self.token_type_embed is not None:
+            x_BSE = x_BSE + self.token_type_embed(jnp.zeros_like(tokens_BS) if token_types_BS is None else token_types_BS)
         if self.position_embed is not None:
-            x_BSE = x_BSE + self.position_embed(positions_BS)
+            x_BSE = x_BSE + self.position_embed(positions_BS + self.spec.position_offset)
+        if self.embedding_norm is not None:
+            x_BSE = self.embedding_norm(x_BSE)
         x_BSE = self.runtime.layout.constrain(x_BSE, "batch", "residual", "hidden")
         # Layers fold in their index, 0 to L - 1; L stands for what comes before them.
         key = None if key is None else jax.random.fold_in(key, self.spec.layers)
@@ -140,10 +159,17 @@ class Transformer(nnx.Module):
         x_BSE, outputs = jax.lax.scan(period, x_BSE, inputs)
         return x_BSE, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outputs)
 
-    def _logits(self, x_BSE: jax.Array, tap: Tap) -> jax.Array:
-        x_BSE = tap("final_norm", self.final_norm(x_BSE))
+    def _logits(self, x_BSE: jax.Array, tap: Tap, key: jax.Array | None = None) -> jax.Array:
+        if self.final_norm is not None:
+            x_BSE = tap("final_norm", self.final_norm(x_BSE))
         x_BSE = self.runtime.layout.constrain(x_BSE, "batch", "sequence", "hidden")
-        logits_BSV = self.embed.attend(x_BSE) if self.head is None else self.head(x_BSE)
+        if isinstance(self.head, ClassificationHead):
+            key = None if key is None else jax.random.fold_in(key, self.spec.layers + 1)
+            return tap("logits", self.head(x_BSE, key))
+        if isinstance(self.head, MaskedLmHead):
+            logits_BSV = self.embed.attend(self.head(x_BSE)) + self.head.bias[...]
+        else:
+            logits_BSV = self.embed.attend(x_BSE) if self.head is None else self.head(x_BSE)
         if self.spec.final_softcap is not None:
             logits_BSV = jnp.tanh(logits_BSV / self.spec.final_softcap) * self.spec.final_softcap
         return tap("logits", self.runtime.layout.constrain(logits_BSV, "batch", "sequence", "vocab"))

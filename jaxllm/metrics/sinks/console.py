@@ -140,16 +140,21 @@ def validation_line(record: ValidationRecord, total_steps: int) -> str:
     fields = [
         f"step {record.step:>{width},}/{total_steps:,}",
         f"validation loss {record.loss:.4f}",
-        f"perplexity {record.perplexity:.4g}",
     ]
+    if record.perplexity is not None:
+        fields.append(f"perplexity {record.perplexity:.4g}")
     if record.bits_per_byte is not None:
         fields.append(f"bits per byte {record.bits_per_byte:.4f}")
+    fields += [f"{name} {value:.4f}" for name, value in record.measures.items()]
     return "  ".join(fields)
 
 
 def _validation_text(record: ValidationRecord) -> Text:
     parts = [(f"validation at step {record.step:,}  loss ", "dim"), (f"{record.loss:.4f}", "bold magenta")]
-    parts += [("  perplexity ", "dim"), (f"{record.perplexity:.4g}", "bold")]
+    if record.perplexity is not None:
+        parts += [("  perplexity ", "dim"), (f"{record.perplexity:.4g}", "bold")]
     if record.bits_per_byte is not None:
         parts += [("  bits per byte ", "dim"), (f"{record.bits_per_byte:.4f}", "bold")]
+    for name, value in record.measures.items():
+        parts += [(f"  {name} ", "dim"), (f"{value:.4f}", "bold")]
     return Text.assemble(*parts)

@@ -186,7 +186,7 @@ def test_yaml_that_is_no_run_file(tmp_path: Path, text: str, sentence: str) -> N
         ),
         (
             changed("kind: jsonl", "kind: jsonl\n    delimiter: x"),
-            "run.yaml:9: data.source.delimiter: unknown key; allowed: files, kind, max_documents, skip_broken, text_field",
+            "run.yaml:9: data.source.delimiter: unknown key; allowed: files, kind, label_field, max_documents, second_field, ",
         ),
         (EXAMPLE + "zzz: 1\n", "run.yaml:18: zzz: unknown key; allowed: backend, checkpoint, data, "),
         # unions

@@ -16,7 +16,7 @@ from jaxllm.config.document import parse_document
 from jaxllm.config.schema import RunConfig
 from jaxllm.config.schema_paths import fields, is_model, union_members
 from jaxllm.errors import ConfigError
-from jaxllm.families import FAMILIES, resolve_model
+from jaxllm.families import FAMILIES, resolve_model, task_of
 from jaxllm.families.run_schema import run_file_schema
 from tests.unit.config.example import EXAMPLE, changed
 
@@ -54,7 +54,7 @@ def test_there_are_run_files() -> None:
 @pytest.mark.parametrize("file", RUN_FILES, ids=lambda file: file.stem)
 def test_run_file_of_the_repository_is_valid(file: Path) -> None:
     config = load_run(file).config
-    resolve_model(config.model, config.data.tokenizer.vocab_size)
+    resolve_model(config.model, config.data.tokenizer.vocab_size, weights=False, task=task_of(config.objective))
     assert config.name == file.stem
     jsonschema.validate(parse_document(file.read_text(), str(file)).data, run_file_schema())
 

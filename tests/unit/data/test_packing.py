@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,7 +24,7 @@ MakeSplit: TypeAlias = Callable[..., PreparedSplit]
 MakeConfig: TypeAlias = Callable[..., Any]
 Sequence: TypeAlias = list[tuple[int, int, float, int, int]]  # input, target, weight, position, segment at each place
 
-FIELDS = [field.name for field in fields(Batch)]
+FIELDS = [field.name for field in fields(Batch) if field.default is MISSING]
 
 
 # ----------------------------------------------------------------------------------------------------------- reference

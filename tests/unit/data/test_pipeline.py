@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from jaxllm.data.prepare import PreparedData, prepare
 from jaxllm.errors import ConfigError
 
 MakeConfig = Callable[..., RunConfig]
-FIELDS = [field.name for field in fields(Batch)]
+FIELDS = [field.name for field in fields(Batch) if field.default is MISSING]
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from jaxllm.config.schema import RunConfig
 from jaxllm.data import prepare as module
 from jaxllm.data import tokenize
 from jaxllm.data.content import FileDigests
+from jaxllm.data.document import Document
 from jaxllm.data.prepare import PreparedData, PreparedSplit, prepare
 from jaxllm.data.split import split_documents
 from jaxllm.data.tokenizer import Tokenizer
@@ -250,6 +251,7 @@ from pathlib import Path
 from jaxllm.config.schema import RunConfig
 from jaxllm.data import prepare as module
 from jaxllm.data import tokenize
+from jaxllm.data.document import Document
 real = module._build_into
 def counting(folder, config, progress):
     print("built")
@@ -379,5 +381,7 @@ def test_batches_are_limited_in_documents_and_in_bytes(monkeypatch: pytest.Monke
     monkeypatch.setattr(tokenize, "_BATCH", 3)
     monkeypatch.setattr(tokenize, "_BATCH_BYTES", 10)
     texts = ["a", "b", "c", "d", "e" * 20, "f" * 9, "g", "h"]
-    assert list(tokenize._batched(texts)) == [["a", "b", "c"], ["d", "e" * 20], ["f" * 9, "g"], ["h"]]
+    batches = tokenize._batched(Document(text, "here") for text in texts)
+    wanted = [["a", "b", "c"], ["d", "e" * 20], ["f" * 9, "g"], ["h"]]
+    assert [[document.text for document in batch] for batch in batches] == wanted
     assert list(tokenize._batched([])) == []

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
-from jaxllm.config.schema import Source
-from jaxllm.data.sources import Document, SkipCount, read_documents
+from jaxllm.config.source import Source
+from jaxllm.data.document import Document, SkipCount
+from jaxllm.data.sources import read_documents
 from jaxllm.errors import DataError
 
 
@@ -248,7 +249,9 @@ def test_huggingface_local_folder(dataset_folder: str, streaming: bool) -> None:
 def test_huggingface_errors(dataset_folder: str, streaming: bool, tmp_path: Path) -> None:
     keys = {"name": dataset_folder, "streaming": streaming}
     assert "has no column 'body' (it has 'text', 'n')" in message("huggingface", text_field="body", **keys)
-    assert f"{dataset_folder}[0] has int in column 'n', not text" == message("huggingface", text_field="n", **keys)
+    assert f"{dataset_folder}[0] has int in column 'n', not text; correct or remove the row" == message(
+        "huggingface", text_field="n", **keys
+    )
     assert "cannot open the dataset" in message("huggingface", split="nosuch", **keys)
     assert "cannot open the dataset" in message("huggingface", name=str(tmp_path / "none"), streaming=streaming)
 
@@ -259,9 +262,10 @@ def test_hub_out_of_reach(tmp_path: Path, streaming: bool) -> None:
     script = """
 import sys
 from pathlib import Path
-from jaxllm.config.schema import HuggingFaceSource
+from jaxllm.config.source import HuggingFaceSource
 from jaxllm.data.content import FileDigests, source_digest
-from jaxllm.data.sources import SkipCount, read_documents
+from jaxllm.data.document import SkipCount
+from jaxllm.data.sources import read_documents
 from jaxllm.errors import DataError
 source = HuggingFaceSource(kind="huggingface", name="someone/nothing", streaming=sys.argv[1] == "True")
 for action in (lambda: list(read_documents(source, SkipCount())), lambda: source_digest(source, FileDigests(Path("none")))):

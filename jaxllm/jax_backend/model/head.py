@@ -1,0 +1,66 @@
+"""What makes outputs of the last hidden states.
+
+Shape legend: B batch, S sequence, E hidden, V vocabulary, L outputs of a classification.
+"""
+
+from __future__ import annotations
+
+import jax
+from flax import nnx
+
+from jaxllm.families.spec import ModelSpec
+from jaxllm.jax_backend.model.dropout import Site, dropout
+from jaxllm.jax_backend.model.linear import Linear
+from jaxllm.jax_backend.model.mlp import ACTIVATIONS
+from jaxllm.jax_backend.model.norm import Norm
+from jaxllm.jax_backend.model.parameter import parameter
+from jaxllm.jax_backend.model.runtime import Runtime
+
+
+class MaskedLmHead(nnx.Module):
+    """A dense layer and a norm before the token embeddings, and a bias for every token after them (arXiv:1810.04805)."""
+
+    def __init__(self, spec: ModelSpec, runtime: Runtime) -> None:
+        hidden = spec.hidden_size
+        self.dense = Linear((hidden, hidden), ("embed", "embed_out"), bias=True, runtime=runtime)
+        self.norm = Norm(spec.norm, (hidden,), ("embed",), runtime)
+        self.bias = parameter((spec.vocab_size,), ("vocab",), runtime)
+        self.activation = spec.head.dense or "gelu"
+
+    def __call__(self, x_BSE: jax.Array) -> jax.Array:
+        """What is compared with the token embeddings, (B, S, E)."""
+        return self.norm(ACTIVATIONS[self.activation](self.dense(x_BSE)))
+
+
+class ClassificationHead(nnx.Module):
+    """Outputs for every token, or for the first token of a row, which stands for the row."""
+
+    def __init__(self, spec: ModelSpec, runtime: Runtime) -> None:
+        hidden, head = spec.hidden_size, spec.head
+        self.dense = (
+            None if head.dense is None else Linear((hidden, hidden), ("embed", "embed_out"), bias=True, runtime=runtime)
+        )
+        self.output = Linear((hidden, head.outputs), ("embed", "label"), bias=True, runtime=runtime)
+        self.spec = head
+
+    def __call__(self, x_BSE: jax.Array, key: jax.Array | None) -> jax.Array:
+        """(B, S, L), or (B, 1, L).  key: of dropout, if there is any."""
+        spec = self.spec
+        if spec.kind == "sequence-classification":
+            x_BSE = x_BSE[:, :1]
+        if self.dense is not None and spec.dense is not None:
+            if spec.dropout_before_dense:
+                x_BSE = dropout(x_BSE, spec.dropout, key, Site.HEAD_DENSE)
+            x_BSE = ACTIVATIONS[spec.dense](self.dense(x_BSE))
+        return self.output(dropout(x_BSE, spec.dropout, key, Site.HEAD))
+
+
+def build_head(spec: ModelSpec, runtime: Runtime) -> Linear | MaskedLmHead | ClassificationHead | None:
+    """The head of a model; None for a language model whose outputs are compared with its token embeddings alone."""
+    if spec.head.kind == "masked-lm":
+        return MaskedLmHead(spec, runtime)
+    if spec.head.kind in ("sequence-classification", "token-classification"):
+        return ClassificationHead(spec, runtime)
+    if spec.tie_embeddings:
+        return None
+    return Linear((spec.hidden_size, spec.vocab_size), ("embed", "vocab"), bias=False, runtime=runtime)

@@ -1,0 +1,89 @@
+"""Tiny runs of every objective beside causal-lm: each encoder with each head, every feature switched on, padded rows."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxllm.config import RunConfig
+from jaxllm.parity.subject import Subject, examine
+
+LENGTH = 48
+_ENCODER: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "layer_norm_eps": 1e-5,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "bert": {"family": "bert", "hidden_act": "gelu_new", **_ENCODER},
+    "roberta": {"family": "roberta", "type_vocab_size": 1, **_ENCODER},
+}
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    "bert": {"train": "wordpiece", "vocab_size": 320},
+    "roberta": {"train": "bpe", "special_tokens": "roberta", "vocab_size": 320},
+}
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "masked-lm": {"kind": "masked-lm", "whole_words": True},
+    "single": {"kind": "sequence-classification", "labels": ["short", "middling", "long"]},
+    "multi": {
+        "kind": "sequence-classification",
+        "num_labels": 4,
+        "problem_type": "multi_label_classification",
+    },
+    "regression": {"kind": "sequence-classification", "problem_type": "regression", "num_labels": 2},
+    "words": {"kind": "token-classification", "labels": ["O", "B", "I"]},
+}
+CASES = [(family, objective) for family in MODELS for objective in OBJECTIVES]
+
+
+def write_examples(file: Path, objective: str) -> None:
+    """Lines of a module of Python's as examples, with labels that follow from the text."""
+    source = Path(inspect.getsourcefile(inspect) or "").read_text().splitlines()
+    lines = [line.split() for line in source if 2 <= len(line.split()) <= 12 and len(line) < 60][:120]
+    with file.open("w") as out:
+        for number, words in enumerate(lines):
+            row: dict[str, Any] = {"text": " ".join(words), "second": " ".join(lines[number - 1][:3])}
+            row["label"] = {
+                "single": ["short", "middling", 2][min(len(words) // 4, 2)],
+                "multi": [label for label in range(4) if label in map(len, words)],
+                "regression": [len(words) / 4 - 1, float(number % 3) - 1.0],
+                "words": [("B", "O", "I")[len(word) % 3] for word in words],
+            }.get(objective, 0)
+            if objective == "words":
+                row["text"] = words
+            out.write(json.dumps(row) + "\n")
+
+
+def config(family: str, objective: str, folder: Path, **changes: Any) -> RunConfig:
+    """A run of a tiny model.  folder: for the data and what is made of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source: dict[str, Any] = {"kind": "text", "files": inspect.getsourcefile(inspect), "document": "paragraph"}
+    data: dict[str, Any] = {"source": source, "packing": "concatenate"}
+    if objective != "masked-lm":
+        file = folder / f"{objective}.jsonl"
+        write_examples(file, objective)
+        source = {"kind": "jsonl", "files": str(file), "label_field": "label"}
+        source |= {} if objective == "words" else {"second_field": "second"}
+        data = {"source": source, "packing": "none", "truncate": True}
+    return RunConfig.model_validate(
+        {
+            "name": f"parity-{family}-{objective}",
+            "model": MODELS[family],
+            "objective": OBJECTIVES[objective],
+            "data": {**data, "tokenizer": TOKENIZERS[family], "sequence_length": LENGTH, "cache_dir": str(folder)},
+            "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.1},
+            "training": {"steps": 12, "global_batch": 4, "micro_batch": 2},
+            **changes,
+        }
+    )
+
+
+def subject(family: str, objective: str, folder: Path) -> Subject:
+    """The run as parity examines it: without dropout."""
+    return examine(config(family, objective, folder), folder)

@@ -1,0 +1,103 @@
+"""Every objective and head on both backends: one pass, one step, whole trajectories, a switch, and looking inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxllm.backend import create_backend
+from jaxllm.config.schema import BackendName, Precision
+from jaxllm.data.pipeline import BatchPipeline
+from jaxllm.parity import levels
+from jaxllm.parity.find import find
+from jaxllm.parity.subject import Subject
+from jaxllm.parity.tolerances import TOLERANCES, has_gradient, relative_error
+from jaxllm.run import on_one_device
+from jaxllm.schedule import hyper
+from jaxllm.state import Progress, TrainingState
+from tests.parity.tasks import CASES, subject
+
+pytest.importorskip("torch", reason="the other side of every comparison")
+
+STEPS = 12
+DAILY = {("bert", "masked-lm"), ("bert", "single"), ("roberta", "words")}
+
+
+def _nightly(family: str, objective: str, *rest: str, daily: bool = False) -> Any:
+    """The case, left to the nightly run unless it is one of DAILY."""
+    marks = () if daily or (family, objective) in DAILY else (pytest.mark.nightly,)
+    return pytest.param(family, objective, *rest, marks=marks)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tasks")
+
+
+@pytest.mark.parametrize(
+    ("family", "objective", "precision"),
+    [*(_nightly(*case, "fp64", daily=True) for case in CASES), *(_nightly(*case, "fp32") for case in CASES)],
+)
+def test_one_pass_and_one_step_are_within_the_bounds(family: str, objective: str, precision: Precision, folder: Path) -> None:
+    examined = subject(family, objective, folder)
+    one_pass = levels.OnePass.of_run(examined.in_precision(precision), examined.data)
+    first = next(iter(one_pass.inputs.values()))
+    assert (first.segments == 0).any() == (objective != "masked-lm"), "examples are padded"
+    assert 0 < first.target_tokens < first.weights.size or objective in ("single", "multi", "regression")
+    for check in (*levels.forward(one_pass), *levels.backward(one_pass), *levels.optimizer(one_pass)):
+        assert check.passed, (check.name, check.measured, check.bound)
+
+
+@pytest.mark.parametrize(("family", "objective"), [_nightly(*case) for case in CASES])
+def test_weights_and_moments_travel_bit_for_bit(family: str, objective: str, folder: Path) -> None:
+    for check in levels.weights(subject(family, objective, folder).in_precision("fp32")):
+        assert check.passed, check
+
+
+def _train(name: BackendName, examined: Subject, state: TrainingState | None, stop: int) -> tuple[list[float], TrainingState]:
+    run = on_one_device(examined.in_precision("fp64"))
+    backend = create_backend(name)
+    backend.start(run, state)
+    try:
+        start = state.progress.step if state else 0
+        with BatchPipeline(examined.data, run.config, "train", backend.shard, start) as batches:
+            steps = (hyper(step, step, STEPS, run.config) for step in range(start, stop))
+            losses = [float(backend.step(next(batches), each).loss) for each in steps]
+        exported = backend.export(Progress(stop, stop))
+        parts = (exported.params, exported.exp_avg, exported.exp_avg_sq)
+        return losses, TrainingState(Progress(stop, stop), *(levels.Held(part) for part in parts if part is not None))
+    finally:
+        backend.close()
+
+
+@pytest.mark.parametrize(("family", "objective"), [_nightly(*case) for case in CASES])
+def test_both_backends_train_alike_and_switch_in_the_middle(family: str, objective: str, folder: Path) -> None:
+    examined = subject(family, objective, folder)
+    bound = TOLERANCES["fp64"]
+    losses, wanted = _train("jax", examined, None, STEPS)
+    assert len(set(losses)) == STEPS
+    torch_losses, found = _train("deepspeed", examined, None, STEPS)
+    half, state = _train("deepspeed", examined, None, STEPS // 2)
+    rest, switched = _train("jax", examined, state, STEPS)
+    assert wanted.exp_avg_sq is not None
+    sizes = {name: np.sqrt(wanted.exp_avg_sq.read(name)) for name in wanted.params.names()}
+    largest = max(float(size.max()) for size in sizes.values())
+    for each, of in ((torch_losses, found), (half + rest, switched)):
+        assert relative_error(each, losses) <= bound.trajectory_loss
+        for name in wanted.params.names():
+            moved = has_gradient(sizes[name], largest)
+            error = relative_error(of.params.read(name)[moved], wanted.params.read(name)[moved])
+            assert error <= bound.trajectory_parameters, name
+
+
+@pytest.mark.parametrize(("family", "objective"), [("bert", "masked-lm"), ("bert", "single"), ("roberta", "words")])
+def test_every_point_inside_agrees(family: str, objective: str, folder: Path) -> None:
+    examined = subject(family, objective, folder)
+    finding = find(examined.run, examined.data, "fp64")
+    assert finding.agrees, (finding.first, finding.diagnosis)
+    assert {"embedding", "layers.1.attention_residual_norm", "layers.1.mlp_residual", "logits"} <= {
+        s.name for s in finding.steps
+    }
