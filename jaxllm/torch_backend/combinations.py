@@ -85,7 +85,7 @@ REFUSALS: tuple[Refusal, ...] = (
         "context above 1 with another objective than causal-lm",
         "labels of whole rows, token types and sources are not shared among processes",
         "set it to 1",
-        lambda case: case.parallel.context > 1 and case.model.spec.head.kind != "causal-lm",
+        lambda case: case.parallel.context > 1 and case.config.objective.kind != "causal-lm",
     ),
     Refusal(
         "deepspeed.zero_stage",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from jaxllm.backend import create_backend
+from jaxllm.config.objective import CausalLmObjective, MaskedLmObjective
 from jaxllm.errors import ConfigError
 from jaxllm.torch_backend.combinations import REFUSALS, Refusal, check_combinations
 from tests.distributed.deepspeed_cases import make_run
@@ -17,6 +18,10 @@ from tests.distributed.deepspeed_cases import make_run
 # One run for every row of the table, by what it changes: family, precision, parallel, and keys of `deepspeed`.
 _ASKED: dict[str, dict[str, Any]] = {
     "expert above 1": {"parallel": {"expert": 2}},
+    "context above 1 with another objective than causal-lm": {
+        "parallel": {"context": 2},
+        "objective": MaskedLmObjective(kind="masked-lm"),
+    },
     "zero_stage above 0 with precision fp64": {"precision": "fp64", "zero_stage": 1},
     "torch_compile with precision fp64": {"precision": "fp64", "torch_compile": True},
     "fsdp above 1 with zero_stage 0": {"parallel": {"fsdp": 2}},
@@ -41,9 +46,11 @@ _ASKED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("row", REFUSALS, ids=lambda row: row.combination)
 def test_every_row_is_refused_by_name(row: Refusal) -> None:
     asked = {"family": "llama-heads", **_ASKED[row.combination]}
+    objective = asked.pop("objective", CausalLmObjective())
     run = make_run(asked.pop("family"), **asked)
+    config = run.config.model_copy(update={"objective": objective})
     with pytest.raises(ConfigError) as refused:
-        check_combinations(run.config, run.model, None)
+        check_combinations(config, run.model, None)
     assert refused.value.key == row.key
     assert row.combination in refused.value.message
     assert refused.value.message.endswith(row.remedy)
