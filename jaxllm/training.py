@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rich.console import Console
 
@@ -34,6 +35,7 @@ from jaxllm.run import Run
 from jaxllm.run_folder import RunFolder, resolved
 from jaxllm.schedule import check_schedule, hyper
 from jaxllm.state import Progress
+from jaxllm.state.initial import compare_folder
 from jaxllm.state.store import Checkpoint, CheckpointStore
 
 
@@ -83,6 +85,9 @@ def prepare(
     if fresh:
         if not overwrite:
             folder.refuse_a_run()
+        if model.pretrained is not None:
+            for sentence in compare_folder(model, Path(model.pretrained)).sentences(Path(model.pretrained)):
+                report(sentence)
         return plan
     checkpoint = find_checkpoint(plan.store, identity, allow_changed, report)
     if checkpoint is None:

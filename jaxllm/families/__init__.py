@@ -75,11 +75,12 @@ def resolve_model(
     if config.from_ is not None:
         return _from_folder(_local_folder(config.from_, weights=weights), vocab_size, task, weights=weights)
     keys = config.huggingface
-    for key in sorted(keys.keys() & BOOKKEEPING_KEYS):
+    family = str(config.family)
+    own = FAMILIES[family].Keys.model_fields.keys() if family in FAMILIES else set()
+    for key in sorted(keys.keys() & BOOKKEEPING_KEYS - own):
         raise ConfigError(f"model.{key}", "says nothing about the model that is trained; remove it")
     from_tokenizer = {"vocab_size": vocab_size, "bos_token_id": end_of_text, "eos_token_id": end_of_text}
     keys = {**{key: value for key, value in from_tokenizer.items() if value is not None}, **keys}
-    family = str(config.family)
     if family not in FAMILIES:
         raise ConfigError("model.family", f"unknown family {family!r}; {nearest(family, FAMILIES)}")
     for key in sorted(keys.keys() & REFUSED_KEYS.keys()):
@@ -176,7 +177,8 @@ def _from_folder(folder: Path, vocab_size: int | None, task: Task, *, weights: b
         raise ConfigError("model.from", f"{folder} holds no *.safetensors weights; convert it with save_pretrained")
     for key in sorted(written.keys() & REFUSED_KEYS.keys()):
         raise ConfigError("model.from", f"{file}: {key}: {REFUSED_KEYS[key].format(family=family)}")
-    keys = {key: value for key, value in written.items() if key not in BOOKKEEPING_KEYS}
+    bookkeeping = BOOKKEEPING_KEYS - FAMILIES[family].Keys.model_fields.keys()
+    keys = {key: value for key, value in written.items() if key not in bookkeeping}
     try:
         checked = FAMILIES[family].Keys.model_validate(keys)
     except ValidationError as error:

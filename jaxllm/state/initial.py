@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jaxllm.errors import CheckpointError
@@ -34,20 +35,77 @@ def initial_weights(model: Model, seed: int) -> TensorReader:
     """Weights of a run that starts: from `model.pretrained` if there is one, else from the initialiser."""
     if model.pretrained is None:
         return InitialWeights(model, seed)
-    return pretrained_weights(model, Path(model.pretrained))
+    return pretrained_weights(model, Path(model.pretrained), seed)
 
 
-def pretrained_weights(model: Model, folder: Path) -> TensorReader:
-    """The weights of a Hugging Face folder under the names of the weight table.
+def pretrained_weights(model: Model, folder: Path, seed: int = 0) -> TensorReader:
+    """The weights of a Hugging Face folder under the names of the weight table; a head that it lacks starts fresh.
 
     A tied weight may be stored under any of its names, and the prefix of the whole model may be left out.  CheckpointError
     names the weights that are missing.
     """
-    stored = stored_names(model, SafetensorsReader(folder).names())
-    missing = [name for name, _, _ in flatten(model.rules) if name not in stored]
-    if missing:
-        raise CheckpointError(f"{folder} lacks {listed(missing)}; give a folder with weights of family {model.family}")
-    return SafetensorsReader(folder, renamed=stored)
+    found = compare_folder(model, folder)
+    if found.missing:
+        raise CheckpointError(f"{folder} lacks {listed(found.missing)}; give a folder with weights of family {model.family}")
+    stored = SafetensorsReader(folder, renamed=found.stored)
+    return _WithFreshHead(stored, InitialWeights(model, seed), frozenset(found.fresh)) if found.fresh else stored
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A model's weights against a folder's.
+
+    stored: name in the weight table -> name in the folder.  fresh: weights of the head that the folder lacks or has in another
+    shape, so that they are initialised.  missing: any others that it lacks.  unused: those of the folder that the model lacks.
+    """
+
+    stored: Mapping[str, str]
+    fresh: tuple[str, ...]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def sentences(self, folder: Path) -> Iterator[str]:
+        """What a person should know who trains from the folder."""
+        if self.fresh:
+            yield f"{folder} has no {listed(self.fresh)} of this shape: the head starts with fresh weights"
+        if self.unused:
+            yield f"{folder} holds weights that this model does not have, which are left out: {listed(self.unused)}"
+
+
+def compare_folder(model: Model, folder: Path) -> Compared:
+    """Which weights of a model a Hugging Face folder has."""
+    reader = SafetensorsReader(folder)
+    names = reader.names()
+    stored = stored_names(model, names)
+    rules = {name: rule for name, rule, _ in flatten(model.rules)}
+    heads = [name for name, rule in rules.items() if rule.paths[0].startswith("head.") and model.spec.head.kind != "causal-lm"]
+    fresh = tuple(name for name in heads if name not in stored or reader.shape(stored[name]) != rules[name].shape)
+    kept = {name: where for name, where in stored.items() if name not in fresh}
+    missing = tuple(name for name in rules if name not in kept and name not in fresh)
+    aliases = {alias for rule in rules.values() for alias in rule.aliases}
+    unused = tuple(name for name in names if name not in kept.values() and name not in aliases and name not in fresh)
+    return Compared(kept, fresh, missing, unused)
+
+
+class _WithFreshHead:
+    """A folder's weights, but for those of a head that it lacks."""
+
+    def __init__(self, stored: TensorReader, initial: InitialWeights, fresh: frozenset[str]) -> None:
+        self._stored = stored
+        self._initial = initial
+        self._fresh = fresh
+
+    def _reader(self, name: str) -> TensorReader:
+        return self._initial if name in self._fresh else self._stored
+
+    def names(self) -> Sequence[str]:
+        return self._initial.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._reader(name).shape(name)
+
+    def read(self, name: str, index: Sequence[slice] | None = None) -> Array:
+        return self._reader(name).read(name, index)
 
 
 def check_shapes(model: Model, reader: TensorReader) -> None:
