@@ -93,7 +93,10 @@ def bare_deepspeed(backend: Any, batches: Sequence[Batch], hyper: Hyper) -> Bare
         group["lr"] = hyper.learning_rate
     device = loop.group.device
     inputs = [
-        [model_inputs(part, loop.attention, loop.engine.dtype, device) for part in split(batch, loop.plan.micro_batch)]
+        [
+            model_inputs(part, loop.spec, loop.attention, loop.engine.dtype, device)
+            for part in split(batch, loop.plan.micro_batch)
+        ]
         for batch in batches
     ]
     source = cycle(inputs)
@@ -102,9 +105,7 @@ def bare_deepspeed(backend: Any, batches: Sequence[Batch], hyper: Hyper) -> Bare
         engine.train()
         for _ in range(steps):
             for part in next(source):
-                logits = engine(
-                    input_ids=part.tokens, attention_mask=part.mask, position_ids=part.positions, use_cache=False
-                ).logits
+                logits = engine(**part.arguments).logits
                 loss = cross_entropy(logits.flatten(0, 1).float(), part.targets.flatten())
                 engine.backward(loss)
                 engine.step()

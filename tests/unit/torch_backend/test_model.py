@@ -34,11 +34,12 @@ def _engine(run: Run, training: bool = True) -> PlainEngine:
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("family", list(MODELS))
 def test_the_float64_reference_has_no_lower_operation(family: str, attention: str) -> None:
-    engine = _engine(make_run(family, precision="fp64", attention=attention))
-    inputs = model_inputs(make_batch(0), attention, torch.float64, CPU)  # type: ignore[arg-type]
+    run = make_run(family, precision="fp64", attention=attention)
+    engine = _engine(run)
+    inputs = model_inputs(make_batch(0), run.model.spec, attention, torch.float64, CPU)  # type: ignore[arg-type]
     with Spy() as spy:
         with engine.numerics():
-            loss = weighted_loss(forward(engine, inputs), inputs.targets, inputs.weights)
+            loss = weighted_loss("cross-entropy", forward(engine, inputs), inputs.targets, inputs.weights)
         engine.backward(loss)
         engine.update(1e-3)
     assert spy.seen > 100
@@ -49,9 +50,9 @@ def test_the_spy_sees_what_a_plain_double_model_does_in_float32() -> None:
     """Otherwise the test above could not fail."""
     run = make_run("llama")
     model = build_model(run.model, "sdpa", torch.float64, CPU)
-    inputs = model_inputs(make_batch(0), "sdpa", torch.float64, CPU)
+    inputs = model_inputs(make_batch(0), run.model.spec, "sdpa", torch.float64, CPU)
     with Spy() as spy, torch.no_grad():
-        model(input_ids=inputs.tokens, attention_mask=inputs.mask, position_ids=inputs.positions)
+        model(**inputs.arguments)
     assert spy.lower
 
 
@@ -86,7 +87,8 @@ def test_a_packed_document_is_computed_as_if_it_were_alone(family: str, attentio
     engine = _engine(run)
     batch = make_batch(0).select(3, 4)
     with engine.numerics(), torch.no_grad():
-        packed = forward(engine, model_inputs(batch, attention, torch.float64, CPU))[0]  # type: ignore[arg-type]
+        inputs = model_inputs(batch, run.model.spec, attention, torch.float64, CPU)  # type: ignore[arg-type]
+        packed = forward(engine, inputs)[0]
         assert torch.isfinite(packed).all()  # padding included
         for segment in sorted(set(batch.segments[0].tolist()) - {0}):
             where = torch.from_numpy(np.flatnonzero(batch.segments[0] == segment))
@@ -97,7 +99,7 @@ def test_a_packed_document_is_computed_as_if_it_were_alone(family: str, attentio
 def test_bf16_logits_are_summed_up_in_float32() -> None:
     logits = torch.randn(2, 3, 11, dtype=torch.bfloat16)
     targets, weights = torch.randint(0, 11, (2, 3)), torch.rand(2, 3)
-    loss = weighted_loss(logits, targets, weights)
+    loss = weighted_loss("cross-entropy", logits, targets, weights)
     assert loss.dtype == torch.float32
     log_probabilities = logits.double().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
     assert float(loss) == pytest.approx(-float((log_probabilities * weights).sum()), rel=1e-6)

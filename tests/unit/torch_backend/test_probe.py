@@ -321,7 +321,7 @@ def test_the_plain_engine_trains_as_deepspeed_does(precision: str) -> None:
     run, group = make_run(precision=precision), alone()
     engine = PlainEngine(run, group, training=True)
     load_state(engine.store, TrainingState(Progress(), InitialWeights(run.model, run.config.seed)))
-    loop = Loop(engine, group, resolve_batch(run.config, 1), "sdpa", run.config.seed)
+    loop = Loop(engine, group, resolve_batch(run.config, 1), "sdpa", run.config.seed, run.model.spec)
     backend = create_backend("deepspeed")
     backend.start(run, None)
     for step in range(3):
