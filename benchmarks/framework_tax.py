@@ -91,12 +91,9 @@ def bare_deepspeed(backend: Any, batches: Sequence[Batch], hyper: Hyper) -> Bare
     engine = loop.engine.model
     for group in engine.optimizer.param_groups:
         group["lr"] = hyper.learning_rate
-    device = loop.group.device
+    device, spec = loop.mesh.group.device, loop.spec
     inputs = [
-        [
-            model_inputs(part, loop.spec, loop.attention, loop.engine.dtype, device)
-            for part in split(batch, loop.plan.micro_batch)
-        ]
+        [model_inputs(part, spec, loop.attention, loop.engine.dtype, device) for part in split(batch, loop.plan.micro_batch)]
         for batch in batches
     ]
     source = cycle(inputs)
