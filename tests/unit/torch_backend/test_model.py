@@ -16,6 +16,7 @@ from jaxllm.torch_backend.engine import PlainEngine, forward
 from jaxllm.torch_backend.float64 import true_float64
 from jaxllm.torch_backend.group import join
 from jaxllm.torch_backend.loss import weighted_loss
+from jaxllm.torch_backend.mesh import single
 from jaxllm.torch_backend.model import build_model, model_inputs, packed_mask
 from jaxllm.torch_backend.transfer import load_state
 from tests.distributed.deepspeed_cases import MODELS, make_batch, make_run
@@ -26,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def _engine(run: Run, training: bool = True) -> PlainEngine:
-    engine = PlainEngine(run, join(), training)
+    engine = PlainEngine(run, single(join()), training)
     load_state(engine.store, TrainingState(Progress(), InitialWeights(run.model, run.config.seed)))
     return engine
 

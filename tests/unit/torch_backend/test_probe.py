@@ -26,6 +26,7 @@ from jaxllm.state.training_state import Progress, TensorReader, TrainingState
 from jaxllm.torch_backend.engine import PlainEngine
 from jaxllm.torch_backend.float64 import true_float64
 from jaxllm.torch_backend.group import alone
+from jaxllm.torch_backend.mesh import single
 from jaxllm.torch_backend.probe import TorchProbe
 from jaxllm.torch_backend.step import Loop
 from jaxllm.torch_backend.transfer import load_state
@@ -318,7 +319,7 @@ def test_a_step_is_bit_for_bit_that_of_the_deepspeed_backend(family: str, precis
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_plain_engine_trains_as_deepspeed_does(precision: str) -> None:
     """Over several steps, in which a bf16 model has to follow its masters."""
-    run, group = make_run(precision=precision), alone()
+    run, group = make_run(precision=precision), single(alone())
     engine = PlainEngine(run, group, training=True)
     load_state(engine.store, TrainingState(Progress(), InitialWeights(run.model, run.config.seed)))
     loop = Loop(engine, group, resolve_batch(run.config, 1), "sdpa", run.config.seed, run.model.spec)
