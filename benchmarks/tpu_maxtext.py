@@ -25,20 +25,22 @@ def _batch(rows: int) -> tuple[str, ...]:
     return ("parallel.fsdp=16", f"training.micro_batch={rows}", f"training.global_batch={16 * rows}")
 
 
-def _mark(mcycles: float, hbm_gib: float, **others: float) -> dict[str, Any]:
-    return {"mcycles": mcycles, "hbm_gib": hbm_gib, **others}
+def _row(
+    name: str, topology: str, overrides: tuple[str, ...], remat: str, mcycles: float, hbm_gib: float, **others: float
+) -> Row:
+    mark = {"mcycles": mcycles, "hbm_gib": hbm_gib, **others}
+    return Row(name, "llama3-8b.yaml", topology, (*overrides, f"jax.remat={remat}"), mark)
 
 
-# jax.remat is what each row may choose freely: only cycles and memory are compared.
+# jax.remat is what each side may choose freely: only cycles and memory are compared.
 ROWS = (
-    Row("llama3.1-8b-v6e-offload", "llama3-8b.yaml", "v6e:4x4", (*_batch(3), "jax.remat=full"),
-        _mark(4499, 27.9, matmul=3028, fusions=677, copies=169)),
-    Row("llama3.1-8b-v6e-full", "llama3-8b.yaml", "v6e:4x4", (*_batch(3), "jax.remat=full"),
-        _mark(4797, 21.3, matmul=3224, fusions=892, copies=58)),
-    Row("llama3.1-8b-v5p", "llama3-8b.yaml", "v5p:2x2x4", (*_batch(2), "jax.remat=dots"),
-        _mark(3714, 57.5, matmul=3016, fusions=404, copies=72)),
-    Row("llama2-7b-v5p", "llama3-8b.yaml", "v5p:2x2x4", (*LLAMA2_7B, *_batch(4), "jax.remat=dots"),
-        _mark(4112, 51.2, matmul=3592, fusions=417, copies=91)),
+    _row("llama3.1-8b-v6e-offload", "v6e:4x4", _batch(3), "[query@host, key@host, value@host, attention_residual@host]",
+         4499, 27.9, matmul=3028, fusions=677, copies=169),
+    _row("llama3.1-8b-v6e-full", "v6e:4x4", _batch(3), "full", 4797, 21.3, matmul=3224, fusions=892, copies=58),
+    _row("llama3.1-8b-v5p", "v5p:2x2x4", _batch(2), "[query, attention_residual, mlp_gate, mlp_up]",
+         3714, 57.5, matmul=3016, fusions=404, copies=72),
+    _row("llama2-7b-v5p", "v5p:2x2x4", (*LLAMA2_7B, *_batch(4)),
+         "[query, key, value, attention_residual, mlp_gate, mlp_up]", 4112, 51.2, matmul=3592, fusions=417, copies=91),
 )  # fmt: skip
 
 

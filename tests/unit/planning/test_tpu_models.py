@@ -126,7 +126,10 @@ def test_products_by_formula():
     assert none == pytest.approx(250 * 3 * (parts.projections + parts.mlp + parts.head))
     full = expected_matmul_flops(**common, remat="full", attention_in_kernel=True)
     assert full - none == pytest.approx(250 * (parts.projections + parts.mlp * 2 / 3))
-    assert expected_matmul_flops(**common, remat=["query"], attention_in_kernel=True) is None
+    kept = ("query", "attention_residual", "mlp_gate", "mlp_up@host")
+    some = expected_matmul_flops(**common, remat=kept, attention_in_kernel=True)
+    assert some - none == pytest.approx(250 * 2 * 2 * 2 * 256 * 128)  # keys and values of 4 heads of 32, in 2 layers
+    assert expected_matmul_flops(**common, remat=kept, attention_in_kernel=False) is None
 
 
 def test_memory_divides_at_the_fullest_moment():
