@@ -50,8 +50,8 @@ class Blocks:
     fused: bool = False
 
 
-# One row per generation, by what JAX calls the device.  Larger blocks mean fewer steps, each of which costs about a
-# microsecond, and more masked scores that are computed for nothing along the diagonal; vector memory bounds them.
+# One row per generation, by what JAX calls the device.  Larger blocks mean fewer steps, each of which costs about 0.35
+# microseconds, and more masked scores that are computed for nothing along the diagonal; vector memory bounds them.
 # docs/tpu_compile.md says how they were chosen.
 BLOCKS: Mapping[str, Blocks] = {
     "TPU v4": Blocks(1024, 1024, 512, 1024, 1024, 512),

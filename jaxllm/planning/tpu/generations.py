@@ -25,13 +25,17 @@ DIE_LINKS = 6
 
 @dataclass(frozen=True)
 class Generation:
-    """One generation.  dcn: bytes/s of one device.  options: of libtpu's topology, beside its shape."""
+    """One generation.
+
+    dcn: bytes/s of one device.  options: of libtpu's topology, beside its shape.  cores: TensorCores of one device.
+    """
 
     chip: Chip
     dimensions: int
     wrap: int
     dcn: float
     options: Mapping[str, object] = field(default_factory=dict)
+    cores: int = 1
 
     @property
     def name(self) -> str:
@@ -52,9 +56,9 @@ class Generation:
 
 # v4 pods show the two TensorCores of a chip as one device ("megacore"); libtpu would show two without being told.
 GENERATIONS: Mapping[str, Generation] = {
-    "v4": Generation(named_chip("v4"), 3, 4, 6.25e9, {"chip_config_name": "megacore"}),
+    "v4": Generation(named_chip("v4"), 3, 4, 6.25e9, {"chip_config_name": "megacore"}, cores=2),
     "v5e": Generation(named_chip("v5e"), 2, 16, 3.125e9),
-    "v5p": Generation(named_chip("v5p"), 3, 4, 6.25e9),
+    "v5p": Generation(named_chip("v5p"), 3, 4, 6.25e9, cores=2),
     "v6e": Generation(named_chip("v6e"), 2, 16, 12.5e9),
     "tpu7x": Generation(named_chip("tpu7x"), 3, 4, 6.25e9),
 }

@@ -2,7 +2,8 @@
 
 The compiler gives no estimate for a Pallas kernel.  Splash attention computes whole blocks of scores and skips those that the
 causal mask or the window hides: the FLOPs counted are those of the blocks it computes, two matrix products forward
-(scores, weighted values), and for the gradients three (query) and four (key and value), or five in one kernel.
+(scores, weighted values), and for the gradients three (query) and four (key and value), or five in one kernel.  Every step of
+the kernel's grid costs a little beside that, which is why larger blocks are faster until they compute too much that is hidden.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from jaxllm.planning.tpu.hlo import Array
 ATTENTION_EFFICIENCY = 0.6
 """Share of the matrix units' peak that the kernel reaches on the blocks it computes.  With it the predictions meet published
 runs (docs/tpu_compile.md); softmax keeps the vector units busy for the rest."""
+
+STEP_SECONDS = 0.35e-6
+"""What a step of a kernel's grid costs beside its work, also a step over a hidden block (JAX's guide to Pallas on TPU)."""
 
 _PHASES = (("dkv", 4), ("dq", 3), ("fwd", 2))  # kernel's name, matrix products of one block
 _SPLASH = re.compile(r"splash_m[hq]a_(fwd|dkv|dq)")
@@ -55,19 +59,27 @@ class AttentionShape:
         return computed * rows * columns / self.length**2
 
 
-def kernel_flops(op_name: str, operands: tuple[Array, ...], shape: AttentionShape | None) -> float:
-    """FLOPs of one call of an attention kernel; 0 for a kernel that is not known."""
+@dataclass(frozen=True)
+class KernelWork:
+    """What one call of a kernel does: FLOPs, and steps of its grid over all heads and rows."""
+
+    flops: float
+    steps: float
+
+
+def kernel_work(op_name: str, operands: tuple[Array, ...], shape: AttentionShape | None) -> KernelWork:
+    """The work of one call of an attention kernel; none for a kernel that is not known."""
     match = _SPLASH.search(op_name)
     if match is None or shape is None:
-        return 0.0
+        return KernelWork(0.0, 0.0)
     phase = match.group(1)
     products = 5 if phase == "dkv" and shape.fused else dict(_PHASES)[phase]
-    # The query is the largest operand in a floating-point type of at most 4 bytes: (..., S, D), heads and rows before.
-    queries = [array for array in operands if array.dtype in ("bf16", "f32") and len(array.dims) >= 3]
-    if not queries:
-        return 0.0
-    query = max((array for array in queries if array.dims[-2] == shape.length), key=lambda array: array.elements, default=None)
+    # The query is the largest floating-point operand of the row's length: (..., S, D), rows and heads before.
+    fitting = [array for array in operands if array.dtype in ("bf16", "f32") and array.dims[-2:-1] == (shape.length,)]
+    query = max(fitting, key=lambda array: array.elements, default=None)
     if query is None:
-        return 0.0
-    blocks = shape.forward_blocks if phase == "fwd" else shape.backward_blocks
-    return 2.0 * products * query.elements * shape.length * shape.computed_fraction(blocks)
+        return KernelWork(0.0, 0.0)
+    rows, columns = (min(size, shape.length) for size in (shape.forward_blocks if phase == "fwd" else shape.backward_blocks))
+    heads = query.elements / (shape.length * query.dims[-1])
+    flops = 2.0 * products * query.elements * shape.length * shape.computed_fraction((rows, columns))
+    return KernelWork(flops, heads * shape.length**2 / (rows * columns))

@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxllm.planning.tpu.groups import Group
 from jaxllm.planning.tpu.hlo import Array
-from jaxllm.planning.tpu.kernels import ATTENTION_EFFICIENCY, AttentionShape, kernel_flops
+from jaxllm.planning.tpu.kernels import ATTENTION_EFFICIENCY, STEP_SECONDS, AttentionShape, kernel_work
 from jaxllm.planning.tpu.links import Links, wire_bytes
 from jaxllm.planning.tpu.program import Program
 from jaxllm.planning.tpu.topology import Topology
@@ -32,9 +32,10 @@ class TpuCosts:
 
     def kernel(self, op_name: str, operands: tuple[Array, ...]) -> tuple[float, float]:
         """Cycles and FLOPs of an attention kernel at the share of the peak that such kernels reach."""
-        flops = kernel_flops(op_name, operands, self._attention)
-        rate = self._generation.chip.bf16_flops * ATTENTION_EFFICIENCY
-        return flops / rate * self._generation.clock_hz, flops
+        work = kernel_work(op_name, operands, self._attention)
+        seconds = work.flops / (self._generation.chip.bf16_flops * ATTENTION_EFFICIENCY)
+        seconds += work.steps * STEP_SECONDS / self._generation.cores
+        return seconds * self._generation.clock_hz, work.flops
 
     def collective(self, kind: str, members: list[Group], size: float) -> tuple[float, float]:
         """Cycles of a collective with the links to itself, and bytes that a device receives."""

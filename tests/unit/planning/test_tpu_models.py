@@ -5,17 +5,22 @@ import pytest
 from jaxllm.config import RunConfig
 from jaxllm.errors import JaxllmError
 from jaxllm.families import resolve_model
+from jaxllm.jax_backend.attention.splash import blocks_for
 from jaxllm.metrics.flops import flops_per_token
 from jaxllm.planning.tpu.changes import changed, micro_batch_of, rows_per_device, sizes_of, spelled
 from jaxllm.planning.tpu.expected import expected_matmul_flops
 from jaxllm.planning.tpu.generations import GENERATIONS
 from jaxllm.planning.tpu.hlo import Array, parse
-from jaxllm.planning.tpu.kernels import AttentionShape, kernel_flops
+from jaxllm.planning.tpu.kernels import AttentionShape, kernel_work
 from jaxllm.planning.tpu.links import Links, wire_bytes
 from jaxllm.planning.tpu.memory import divide
+from jaxllm.planning.tpu.prediction import TpuCosts
 from jaxllm.planning.tpu.remedies import single_changes
 from jaxllm.planning.tpu.topology import EXAMPLES, parse_topology
 from jaxllm.planning.tpu.tuning import meshes, passes
+
+# What JAX calls the devices.
+KINDS = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite", "tpu7x": "TPU7x"}
 
 
 def make_config(**sections):
@@ -112,10 +117,25 @@ def test_the_kernel_computes_the_blocks_that_are_not_hidden():
     query = Array("bf16", (2, 4, 2, 1024, 64), 0)
     operands = (Array("s8", (1, 4, 4), 0), query, Array("bf16", (2, 4, 1024, 64), 0))
     square = 2 * query.elements * 1024
-    assert kernel_flops("a/splash_mqa_fwd_segmented_residuals/b", operands, causal) == 2 * square * 10 / 16
-    assert kernel_flops("splash_mqa_dkv_segmented", operands, causal) == 4 * square * 3 / 4
-    assert kernel_flops("splash_mqa_dq", operands, causal) == 3 * square * 3 / 4
-    assert kernel_flops("another_kernel", operands, causal) == 0
+    forward = kernel_work("a/splash_mqa_fwd_segmented_residuals/b", operands, causal)
+    assert (forward.flops, forward.steps) == (2 * square * 10 / 16, 2 * 4 * 2 * 16)
+    assert kernel_work("splash_mqa_dkv_segmented", operands, causal).flops == 4 * square * 3 / 4
+    assert kernel_work("splash_mqa_dq", operands, causal).flops == 3 * square * 3 / 4
+    assert kernel_work("another_kernel", operands, causal).flops == 0
+
+
+def test_blocks_are_those_that_the_model_of_the_kernel_prefers():
+    """Of the sizes in question, for rows of 8,192 tokens: the time of one head, forward and backward."""
+
+    def seconds(generation, block):
+        shape = AttentionShape(8192, True, (None,), (block, block), (block, block), False)
+        query = Array("bf16", (1, 8192, 128), 0)
+        costs = TpuCosts(parse_topology(EXAMPLES[generation.name].split()[-1]), [], shape)
+        return sum(costs.kernel(f"splash_mqa_{phase}", (query,))[0] for phase in ("fwd", "dq", "dkv"))
+
+    for generation in GENERATIONS.values():
+        chosen = blocks_for(KINDS[generation.name], 8192).query
+        assert seconds(generation, chosen) < 1.03 * min(seconds(generation, block) for block in (256, 512, 1024, 2048))
 
 
 def test_products_by_formula():
