@@ -13,7 +13,7 @@ from benchmarks._tpu import Row, run
 from jaxllm.planning.tpu.study import Study
 
 ROWS = (
-    Row("8b-v5e", "llama3-8b.yaml", "v5e:8x8"),
+    Row("8b-v5e", "llama3-8b.yaml", "v5e:8x8", ("parallel.fsdp=64",)),
     Row("8b-v6e", "llama3-8b.yaml", "v6e:4x4"),
     Row("70b-v5p", "llama3-70b.yaml", "v5p:4x4x8", reference={"compile_seconds": 90}),
     Row("405b-v5p", "llama3-405b.yaml", "v5p:8x8x16"),

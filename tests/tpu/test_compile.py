@@ -67,6 +67,7 @@ def test_every_line_of_the_report(compiled):
     json.dumps(compiled("llama", "tpu7x").to_json(), allow_nan=False)
 
 
+@pytest.mark.nightly
 def test_a_step_that_does_not_fit_gets_remedies(tmp_path):
     """Logits of 32,768 rows at once are larger than a v5e chip; smaller micro-batches fit."""
     config = make_config(

@@ -99,7 +99,9 @@ def _added_up(
     """All changes up to the first sum that fits, without those that it can do without; and what was tried and did not fit."""
     together: dict[str, object] = {}
     failed: list[Remedy] = []
-    for number, change in enumerate(singles):
+    # Offloaded activations would take the place of not keeping them, which needs less still.
+    added = [change for change in singles if change != {"jax.remat": "offload"}]
+    for number, change in enumerate(added):
         together = {**together, **change}
         if number == 0:
             continue  # tried alone already
