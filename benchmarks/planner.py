@@ -1,6 +1,6 @@
 """What `jaxllm plan` predicts against what is measured: memory under JAX and DeepSpeed, and FLOPs.
 
-    python -m benchmarks.planner [--only cpu|tpu|deepspeed|flops] [--case NAME] [--json OUT]
+    python -m benchmarks.planner [--only cpu|tpu|deepspeed|flops] [--case NAME] [--kept FOLDER] [--json OUT]
 
 * JAX on CPU meshes and on TPU topologies (with libtpu installed): the real step, compiled for shapes alone, against XLA's
   `memory_analysis`: on TPU its peak, on CPU arguments + temporaries, since XLA:CPU reports no peak.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import socket
 import subprocess
@@ -99,6 +100,7 @@ LLAMA_WIDE = {
     "num_key_value_heads": 4,
     "vocab_size": 2048,
 }
+QWEN3 = {**LLAMA_SMALL, "family": "qwen3", "head_dim": 64}
 GPT2_TINY = {**GPT2, "n_embd": 320, "n_layer": 3, "n_head": 5, "vocab_size": 1000, "n_positions": 512}
 
 
@@ -142,7 +144,7 @@ class Case:
                 "precision": self.precision,
             },
             "parallel": {"data": 1, **self.parallel},
-            "jax": self.jax,
+            "jax": {**self.jax, "cpu_devices": self.devices} if self.where.startswith("cpu") else self.jax,
             "deepspeed": self.deepspeed,
         }
 
@@ -178,6 +180,14 @@ CPU = (
     _cpu("llama 100M, data 2 x fsdp 2 x tensor 2", LLAMA_100M, 256, 8, 2, "none", data=2, fsdp=2, tensor=2),
     _cpu("gpt2, none", GPT2_SMALL, 512, 4, 4, "none"),
     _cpu("gpt2, data 4, dots", GPT2_SMALL, 512, 8, 2, "dots", data=4),
+    _cpu("gpt2, full", GPT2_SMALL, 1024, 2, 2, "full"),
+    _cpu("gpt2, fsdp 4, full", GPT2_SMALL, 512, 8, 2, "full", fsdp=4),
+    _cpu("llama, tied, none", {**LLAMA_SMALL, "tie_word_embeddings": True}, 256, 4, 4, "none"),
+    _cpu("llama, fsdp 2 x tensor 2, dots", LLAMA_SMALL, 384, 8, 4, "dots", fsdp=2, tensor=2),
+    _cpu("llama 100M, fsdp 2, dots", LLAMA_100M, 512, 4, 2, "dots", fsdp=2),
+    _cpu("llama 100M, data 8, none", LLAMA_100M, 256, 8, 1, "none", data=8),
+    _cpu("llama 100M, tensor 2, full", LLAMA_100M, 512, 2, 2, "full", tensor=2),
+    _cpu("qwen3, fsdp 4, full", QWEN3, 384, 8, 2, "full", fsdp=4),
 )
 TPU = (
     _tpu("1B, fsdp 8, full", "v5e:2x4", LLAMA_1B, 2048, 8, 1, "full", fsdp=8),
@@ -235,69 +245,36 @@ def predicted(case: Case) -> tuple[float, float]:
 # ----------------------------------------------------------------------------------------------------------------- measured
 
 
-def measure_jax(case: Case) -> dict[str, float]:
-    """XLA's own analysis of the compiled step, in this process."""
+def measure_cpu_mesh(case: Case) -> dict[str, float]:
+    """XLA's own analysis of the step compiled for virtual CPU devices, in this process."""
     import jax
 
-    if case.where.startswith("cpu"):
-        jax.config.update("jax_num_cpu_devices", case.devices)
+    jax.config.update("jax_num_cpu_devices", case.devices)
+    jax.config.update("jax_enable_compilation_cache", False)
     from jaxllm.config import RunConfig
     from jaxllm.families import resolve_model
+    from jaxllm.jax_backend.abstract import compile_step
     from jaxllm.jax_backend.assembly import assemble
+    from jaxllm.jax_backend.mesh import create_mesh
     from jaxllm.run import Run
 
-    jax.config.update("jax_enable_compilation_cache", False)
     config = RunConfig.model_validate(case.config())
     run = Run(config, resolve_model(config.model), 1)
-    mesh = _mesh(case)
-    parts = assemble(run, mesh)
-    analysis = parts.train_step.lower(*_arguments(parts, run, mesh)).compile().memory_analysis()  # type: ignore[attr-defined]
-    arguments = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    on_cpu = float(arguments + analysis.temp_size_in_bytes)
-    return {"peak": on_cpu if case.where.startswith("cpu") else float(analysis.peak_memory_in_bytes)}
+    mesh = create_mesh(config)
+    memory = compile_step(assemble(run, mesh), run, mesh).memory
+    return {"peak": float(memory["argument_size"] + memory["output_size"] - memory["alias_size"] + memory["temp_size"])}
 
 
-def _mesh(case: Case) -> Any:
-    """The case's mesh on virtual CPU devices or on a topology that is not there."""
-    import jax
-    from jax.experimental import mesh_utils, topologies
-    from jax.sharding import AxisType, Mesh
+def measure_topology(case: Case) -> dict[str, float]:
+    """XLA's own analysis of the step compiled for a TPU topology."""
+    from jaxllm.config import RunConfig
+    from jaxllm.planning.tpu.compiler import compile_step
+    from jaxllm.planning.tpu.topology import parse_topology
 
-    from jaxllm.jax_backend.sharding import MESH_AXES
-
-    shape = tuple(case.parallel.get(axis, 1) for axis in MESH_AXES)
-    kinds = (AxisType.Auto,) * len(MESH_AXES)
-    if case.where.startswith("cpu"):
-        return jax.make_mesh(shape, MESH_AXES, axis_types=kinds, devices=jax.devices()[: case.devices])
-    options = {"chip_config_name": "megacore"} if case.where.startswith("v4") else {}
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=case.where, **options).devices
-    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(placed, MESH_AXES, axis_types=kinds)
-
-
-def _arguments(parts: Any, run: Any, mesh: Any) -> tuple[Any, ...]:
-    """The arguments of a training step, as shapes."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxllm.config import resolve_batch
-    from jaxllm.jax_backend.optimizer import Moments, StepScalars
-    from jaxllm.jax_backend.sharding import Layout, data_parallel
-    from jaxllm.jax_backend.step import DeviceBatch
-
-    master, layout = parts.network.runtime.policy.master, Layout(mesh)
-    params = {
-        path: jax.ShapeDtypeStruct(leaf.shape, master, sharding=parts.shardings[path])
-        for path, leaf in parts.network.shapes.items()
-    }
-    plan = resolve_batch(run.config, data_parallel(mesh))
-    shape = (plan.accumulation, plan.micro_batch * data_parallel(mesh), run.config.data.sequence_length)
-    rows = layout.sharding(None, "batch", "sequence")
-    dtypes = (jnp.int32, jnp.int32, jnp.float32, jnp.int32, jnp.int32)
-    batch = DeviceBatch(*(jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for dtype in dtypes))  # type: ignore[arg-type]
-    scalar = jax.ShapeDtypeStruct((), master, sharding=layout.whole)
-    step = jax.ShapeDtypeStruct((), jnp.uint32, sharding=layout.whole)
-    return params, Moments(dict(params), dict(params)), batch, StepScalars(*(scalar for _ in StepScalars._fields)), step
+    compiled = compile_step(RunConfig.model_validate(case.config()), parse_topology(case.where), case.model["vocab_size"])
+    if compiled.peak_bytes is None:
+        raise RuntimeError(f"{case.name} does not fit and the compiler does not say how much it needs")
+    return {"peak": float(compiled.peak_bytes)}
 
 
 def measure_deepspeed_here(case: Case) -> dict[str, float]:
@@ -399,22 +376,36 @@ def measure(case: Case) -> dict[str, float]:
     """The case measured, in processes of its own."""
     if case.where.startswith("deepspeed"):
         return measure_deepspeed(case)
-    # Several programs on one machine may load libtpu, which only compiles here.
-    quiet = {"JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    return _finish(_start(case, {**os.environ, **quiet, "TPU_ACCELERATOR_TYPE": "v5p-8"}))
+    if case.where.startswith("cpu"):
+        return _finish(_start(case, {**os.environ, "JAX_PLATFORMS": "cpu"}))
+    return measure_topology(case)
+
+
+def compare_kept(folder: Path) -> dict[str, Any]:
+    """The same for what `jaxllm compile --keep` has left: the largest models take the compiler many minutes."""
+    from jaxllm.config import RunConfig
+    from jaxllm.families import resolve_model
+    from jaxllm.planning.jax_memory import jax_memory
+    from jaxllm.planning.setting import setting_of
+
+    request, answer = (json.loads((folder / name).read_text()) for name in ("request.json", "answer.json"))
+    config = RunConfig.model_validate_json(json.dumps(request["config"]))
+    model = resolve_model(config.model, request["vocab_size"])
+    setting = setting_of(config, "jax", math.prod(answer["mesh"].values()), "splash")
+    name = f"{config.name}, {setting.mesh}, micro-batch {setting.micro_batch} x {setting.sequence}, {setting.remat}"
+    return _line(name, request["topology"], jax_memory(model, setting).peak, answer["memory"]["peak_memory"])
 
 
 def compare(case: Case) -> dict[str, Any]:
     """One line of the table."""
     expected, constant = predicted(case)
     found = measure(case)["peak"] - constant
-    return {
-        "name": case.name,
-        "where": case.where,
-        "predicted": round(expected),
-        "measured": round(found),
-        "error": round(expected / found - 1, 4),
-    }
+    return _line(case.name, case.where, expected, found)
+
+
+def _line(name: str, where: str, expected: float, found: float) -> dict[str, Any]:
+    error = round(expected / found - 1, 4)
+    return {"name": name, "where": where, "predicted": round(expected), "measured": round(found), "error": error}
 
 
 # --------------------------------------------------------------------------------------------------------------------- main
@@ -425,12 +416,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("cpu", "tpu", "deepspeed", "flops"), action="append")
     parser.add_argument("--case")
+    parser.add_argument(
+        "--kept", type=Path, action="append", default=[], help="A folder that `jaxllm compile --keep` has left."
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.worker is not None:
         case = next(each for each in (*CPU, *TPU, *DEEPSPEED) if (each.name, each.where) == (arguments.case, arguments.worker))
-        found = measure_deepspeed_here(case) if case.where.startswith("deepspeed") else measure_jax(case)
+        found = measure_deepspeed_here(case) if case.where.startswith("deepspeed") else measure_cpu_mesh(case)
         print("@@" + json.dumps(found), flush=True)
         os._exit(0)  # without the frameworks' long farewell
     results: dict[str, Any] = {}
@@ -443,6 +437,9 @@ def main() -> None:
                 line = compare(case)
                 results[kind].append(line)
                 print(_said(line), flush=True)
+        for folder in arguments.kept if kind == "tpu" else ():
+            results[kind].append(compare_kept(folder))
+            print(_said(results[kind][-1]), flush=True)
         errors = [abs(line["error"]) for line in results[kind]]
         if errors:
             print(f"{kind}: {len(errors)} cases, largest error {max(errors):.1%} (bound {BOUND:.0%})", flush=True)

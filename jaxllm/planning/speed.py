@@ -3,6 +3,7 @@
     arithmetic   model FLOPs and what rematerialisation computes again, at peak x MFU of `utilization`
     fsdp, ZeRO   weights gathered for each pass over them, gradients added up and scattered, beside the arithmetic
     tensor       two sums over the devices in each layer and pass, which the next product waits for
+    offload      what remat keeps in host memory, beside the arithmetic; the optimiser's state, waited for
     context      keys and values (JAX's ring, beside the arithmetic) or all heads (Ulysses, waited for)
 
 Bytes are those of ring algorithms over the device's links; between GPU hosts 400 Gbit/s per GPU are assumed.  `jaxllm compile`
@@ -16,11 +17,15 @@ from dataclasses import dataclass
 from jaxllm.families import Model
 from jaxllm.metrics.flops import flops_per_token
 from jaxllm.planning.devices import Devices
+from jaxllm.planning.jax_memory import saved_bytes
 from jaxllm.planning.setting import Setting
 from jaxllm.planning.utilization import Utilization
 
 BETWEEN_HOSTS = 50e9
 """Bytes/s that a GPU sends to another host: 400 Gbit/s, as in the published clusters of the table of utilisation."""
+
+TO_HOST = 16e9
+"""Bytes/s between a device and its host, one way: half of what PCIe 4 x16 has on paper, as several devices share it."""
 
 # Forward passes that are computed again: of a layer's arithmetic, all with `full`; with `dots` what is no plain product, whose
 # time is mostly memory traffic.
@@ -77,10 +82,9 @@ def speed(model: Model, setting: Setting, devices: Devices, utilization: Utiliza
             hidden += keys * (parallel.context - 1) * 3 * spec.layers * passes
         else:
             waited += 3 * (2 * residual + keys) * spec.layers * passes
-    offloaded = 0.0
-    if setting.offload_optimizer != "none":
-        offloaded = 16 * held / shards / 25e9  # gradients and weights over PCIe, both ways
-    return Speed(arithmetic, hidden / rate, waited / rate + offloaded)
+    to_host = 2.0 * saved_bytes(spec, setting)[1] * setting.tokens * spec.layers * passes if setting.backend == "jax" else 0.0
+    offloaded = 16 * held / shards / TO_HOST if setting.offload_optimizer != "none" else 0.0  # moments there and back
+    return Speed(arithmetic, max(hidden / rate, to_host / TO_HOST), waited / rate + offloaded)
 
 
 def _rate(devices: Devices) -> float:
