@@ -12,12 +12,12 @@ import numpy as np
 import torch
 import transformers
 
-from jaxllm.families import FAMILIES
 from jaxllm.state.portable import write_state
 from jaxllm.state.training_state import Progress
 from jaxllm.torch_backend.combinations import AUTOTP_FAMILIES
 from tests.distributed.deepspeed_cases import MeshCase, make_batch, make_hyper, make_run, mesh_cases, random_state
 from tests.distributed.deepspeed_worker import Worker, infinite_gradient
+from tests.tiny import TINY
 
 
 class MeshWorker(Worker):
@@ -68,7 +68,7 @@ class MeshWorker(Worker):
     def run(self) -> None:
         transformers.logging.set_verbosity_error()  # it has its own mind about tiny models
         world = self.backend.shard.count
-        for family in FAMILIES if world == 2 else ():
+        for family in TINY if world == 2 else ():
             for axis in ("data", "context", *(["tensor"] if family in AUTOTP_FAMILIES else [])):
                 self.of_a_family(family, axis)
         for case in mesh_cases(world):

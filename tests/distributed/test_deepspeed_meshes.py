@@ -15,7 +15,6 @@ import torch
 
 from jaxllm.backend import create_backend
 from jaxllm.errors import ConfigError
-from jaxllm.families import FAMILIES
 from jaxllm.parity.tolerances import TOLERANCES
 from jaxllm.state.initial import InitialWeights
 from jaxllm.state.training_state import Progress
@@ -32,6 +31,7 @@ from tests.distributed.deepspeed_cases import (
     random_state,
 )
 from tests.distributed.test_deepspeed_engine import Found, _distance, _run_workers, _tensors
+from tests.tiny import TINY
 
 WORLDS = (2, 4)
 CASES = [case for world in WORLDS for case in mesh_cases(world)]
@@ -180,7 +180,7 @@ def test_decoding_gives_the_logits_of_the_whole_sequence(found: dict[int, Found]
         assert (loss, norm) == pytest.approx(_reference("llama-heads", torch.float32)[0][0], rel=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TINY)
 def test_every_family_trains_on_divided_sequences_and_tensors(found: dict[int, Found], family: str) -> None:
     """Against two processes with rows of their own, in float64; a family that is not split is refused by name."""
     results, arrays = found[2]
