@@ -8,8 +8,8 @@ every process makes the same calls in the same order.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, SupportsFloat
 
@@ -44,12 +44,14 @@ class StepResult:
     """What a step reports, over the GLOBAL batch.  Values may still be on a device: `float()` waits for them.
 
     loss: sum of weighted token losses / sum of weights.  gradient_norm: global norm before clipping.  target_tokens: sum of
-    weights.  The update was left out, and the state is as before, when loss or gradient_norm is not finite.
+    weights.  statistics: more to report, by name (`jaxllm.metrics.routing`).  The update was left out, and the state is as
+    before, when loss or gradient_norm is not finite.
     """
 
     loss: SupportsFloat
     gradient_norm: SupportsFloat
     target_tokens: SupportsFloat
+    statistics: Mapping[str, SupportsFloat] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

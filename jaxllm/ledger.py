@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from jaxllm.backend import StepResult
@@ -19,6 +20,7 @@ class Settled:
     step: int
     loss: float
     gradient_norm: float
+    statistics: Mapping[str, float]
 
 
 class Ledger:
@@ -74,7 +76,7 @@ class Ledger:
             samples=before.samples + self._training.global_batch,
             tokens=before.tokens + round(float(result.target_tokens)),
         )
-        self.last = Settled(self._progress.step, loss, norm)
+        self.last = Settled(self._progress.step, loss, norm, {name: float(value) for name, value in result.statistics.items()})
         if not finite:
             self._judge(loss, norm)
 

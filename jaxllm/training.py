@@ -219,6 +219,7 @@ class _Loop:
                 tokens=progress.tokens,
                 seconds=self._meter.seconds,
                 seconds_left=self._meter.seconds_left,
+                statistics=last.statistics,
             )
         )
 

@@ -43,6 +43,11 @@ TINY: dict[str, dict[str, Any]] = {
                                         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "phi3": {**_DECODER, "original_max_position_embeddings": 16, "sliding_window": 7, "pad_token_id": 3,
              "rope_parameters": {"rope_type": "longrope", "partial_rotary_factor": 0.75, **_LONG}},
+    "mixtral": {**_DECODER, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 7, "output_router_logits": True,
+                "router_aux_loss_coef": 0.3},
+    "qwen3_moe": {**_DECODER, "head_dim": 10, "moe_intermediate_size": 20, "num_experts": 8, "num_experts_per_tok": 3,
+                  "attention_bias": True, "norm_topk_prob": True, "output_router_logits": True, "router_aux_loss_coef": 0.5,
+                  "use_sliding_window": True, "sliding_window": 6},
     "olmo2": {**_DECODER, "attention_bias": True, "pad_token_id": 1},
 }  # fmt: skip
 

@@ -17,7 +17,22 @@ from pydantic import ValidationError
 from jaxllm.config.messages import nearest, one_sentence
 from jaxllm.config.schema import ModelConfig, RunConfig
 from jaxllm.errors import ConfigError
-from jaxllm.families import bert, gemma, gemma2, gemma3_text, gpt2, llama, mistral, olmo2, phi3, qwen2, qwen3, roberta
+from jaxllm.families import (
+    bert,
+    gemma,
+    gemma2,
+    gemma3_text,
+    gpt2,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    roberta,
+)
 from jaxllm.families.keys import BOOKKEEPING_KEYS, REFUSED_KEYS
 from jaxllm.families.points import ModulePoint
 from jaxllm.families.spec import Model, ModelSpec
@@ -52,6 +67,8 @@ FAMILIES: dict[str, ModuleType] = {
     "gemma3_text": gemma3_text,
     "phi3": phi3,
     "olmo2": olmo2,
+    "mixtral": mixtral,
+    "qwen3_moe": qwen3_moe,
     "bert": bert,
     "roberta": roberta,
 }

@@ -76,7 +76,7 @@ def decoder_rules(model: ModelSpec, std: float, norms: Mapping[str, str], *, fus
         *_attention(layer, normal, fused=fused),
         *_query_key_norms(model, layer, scale),
         *(in_layer[name] for name in before_mlp),
-        *mlp_rules(layer, normal, fused=fused),
+        *_mlp(layer, normal, fused=fused, experts=model.mlp.experts is not None),
         *([in_layer["mlp_output_norm"]] if "mlp_output_norm" in in_layer else []),
         rule("model.norm.weight", ("final_norm.scale",), "embed -> embed", "norm", scale),
         *_biases(model, layer),
@@ -120,8 +120,14 @@ def _query_key_norms(model: ModelSpec, layer: LayerRule, scale: Initializer) -> 
     ]
 
 
-def mlp_rules(layer: LayerRule, normal: Initializer, *, fused: bool) -> list[WeightRule]:
-    """The kernels of a gated MLP."""
+def _mlp(layer: LayerRule, normal: Initializer, *, fused: bool, experts: bool) -> list[WeightRule]:
+    if experts:
+        paths, at = (f"{_MLP_TO}.gate.kernel", f"{_MLP_TO}.up.kernel"), f"{_MLP}.experts"
+        return [
+            layer(f"{_MLP}.gate.weight", (f"{_MLP_TO}.router.kernel",), "router embed -> embed router", "kernel", normal),
+            layer(f"{at}.gate_up_proj", paths, "experts (two mlp) embed -> two experts embed mlp", "kernel", normal),
+            layer(f"{at}.down_proj", (f"{_MLP_TO}.down.kernel",), "experts embed mlp -> experts mlp embed", "kernel", normal),
+        ]
     down = layer(f"{_MLP}.down_proj.weight", (f"{_MLP_TO}.down.kernel",), "embed mlp -> mlp embed", "kernel", normal)
     if fused:
         paths = (f"{_MLP_TO}.gate.kernel", f"{_MLP_TO}.up.kernel")

@@ -77,13 +77,33 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True)
+class ExpertsSpec:
+    """Many MLPs of which each token takes the `per_token` that a router gives the most weight; none is ever left out.
+
+    normalised: the chosen weights are divided by their sum.  rounds_weights: they are rounded to the compute dtype before the
+    experts' outputs are multiplied by them.  balance: what the load-balancing loss (arXiv:2101.03961, equations 4 to 6) is
+    multiplied by in the loss that is trained on; 0: it is only reported.
+    """
+
+    count: int
+    per_token: int
+    normalised: bool
+    rounds_weights: bool
+    balance: float
+
+
+@dataclass(frozen=True)
 class MlpSpec:
-    """The feed-forward part: `gated` is act(x gate) * (x up) down (arXiv:2002.05202), otherwise act(x up) down."""
+    """The feed-forward part: `gated` is act(x gate) * (x up) down (arXiv:2002.05202), otherwise act(x up) down.
+
+    experts: there are many of them, of this size each, behind a router.
+    """
 
     size: int
     activation: Activation
     gated: bool
     bias: bool
+    experts: ExpertsSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -170,6 +190,8 @@ class ModelSpec:
             "kv_heads": self.attention.kv_heads,
             "head_dim": self.attention.head_dim,
             "mlp": self.mlp.size,
+            "experts": self.mlp.experts.count if self.mlp.experts else 0,
+            "router": self.mlp.experts.count if self.mlp.experts else 0,
             "two": 2,
             "three": 3,
         }

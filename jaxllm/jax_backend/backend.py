@@ -116,7 +116,7 @@ class JaxBackend:
             started.params, started.moments, started.feed(batch), scalars, index
         )
         started.steps_taken += 1
-        return StepResult(metrics.loss, metrics.gradient_norm, metrics.target_tokens)
+        return StepResult(metrics.loss, metrics.gradient_norm, metrics.target_tokens, metrics.statistics)
 
     def evaluate(self, batches: Iterable[Batch], *, outputs: bool = False) -> EvaluationResult:
         """Loss over batches, without dropout; the host waits for the devices once, at the end."""

@@ -69,7 +69,7 @@ def check_mesh(run: Run, mesh: Mesh) -> None:
 
     What has to do with parameters is checked where they are laid out, in `sharding.parameter_shardings`.
     """
-    if mesh.shape["expert"] > 1:
+    if mesh.shape["expert"] > 1 and run.model.spec.mlp.experts is None:
         raise ConfigError("parallel.expert", f"{mesh.shape['expert']} is not possible, the model has no experts; set it to 1")
     kept = kept_points(run.config.jax.remat)
     if kept and kept.host:

@@ -27,7 +27,7 @@ from jaxllm.jax_backend.model.tap import LAYERS, Points, Recorder
 from jaxllm.jax_backend.network import Network, Params
 from jaxllm.jax_backend.optimizer import step_scalars
 from jaxllm.jax_backend.process import configure_process
-from jaxllm.jax_backend.step import DeviceBatch, TrainStep, forward, loss_and_gradients, loss_sum
+from jaxllm.jax_backend.step import DeviceBatch, TrainStep, forward, loss_and_gradients, objective
 from jaxllm.jax_backend.weights import LiveWeights, load_params
 from jaxllm.probe import Array, Pass, point_names
 from jaxllm.run import Run
@@ -182,7 +182,7 @@ def _build_capture(network: Network) -> Callable[[Params, DeviceBatch], _Capture
 
         def share(used: Params, offsets: Points) -> tuple[jax.Array, Points]:
             recorder = Recorder(offsets)
-            return loss_sum(network, used, micro, None, recorder) / tokens, recorder.records()
+            return objective(network, used, micro, None, recorder)[0] / tokens, recorder.records()
 
         used = network.cast(params)
         _, points = jax.eval_shape(share, used, {})

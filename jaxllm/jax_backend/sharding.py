@@ -41,6 +41,7 @@ LOGICAL_AXES: Mapping[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "vocab": ("tensor",),
     "experts": ("expert",),
+    "router": (),
 }
 
 # How an error message calls a dimension.

@@ -17,6 +17,7 @@ from jaxllm.config.schema import OptimizerConfig
 from jaxllm.jax_backend import loss as losses
 from jaxllm.jax_backend.compiler_options import compiler_options
 from jaxllm.jax_backend.model.dropout import step_key
+from jaxllm.jax_backend.model.experts import Routing, no_routing
 from jaxllm.jax_backend.model.tap import NO_TAP, Tap
 from jaxllm.jax_backend.network import Network, Params
 from jaxllm.jax_backend.offload import Storage, storage_of, to_device
@@ -37,11 +38,14 @@ class DeviceBatch(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """loss: mean over target tokens.  gradient_norm: before clipping.  target_tokens: sum of weights.  All global."""
+    """loss: mean over target tokens.  gradient_norm: before clipping.  target_tokens: sum of weights.  statistics: of routers,
+    where there are experts.  All global.
+    """
 
     loss: jax.Array
     gradient_norm: jax.Array
     target_tokens: jax.Array
+    statistics: dict[str, jax.Array]
 
 
 TrainStep = Callable[
@@ -66,6 +70,23 @@ def forward(
     return network.bind(params)(micro.inputs, micro.positions, micro.segments, key, tap, micro.token_types)
 
 
+def objective(
+    network: Network, params: Mapping[str, jax.Array], micro: DeviceBatch, key: jax.Array | None, tap: Tap = NO_TAP
+) -> tuple[jax.Array, Routing | None]:
+    """What training makes smaller, and what the routers did if there are any.
+
+    Their load-balancing loss is one number for the whole micro-batch, as in transformers; it weighs as much as the target
+    tokens beside which it stands.
+    """
+    model = network.bind(params)
+    outputs, routing = model.routed(micro.inputs, micro.positions, micro.segments, key, tap, micro.token_types)
+    loss = losses.loss_sum(network.spec.head.loss, outputs, micro.targets, micro.weights, network.runtime.policy)
+    experts = network.spec.mlp.experts
+    if routing is not None and experts is not None and experts.balance:
+        loss += experts.balance * routing.balance_loss() * jnp.sum(micro.weights.astype(loss.dtype))
+    return loss, routing
+
+
 def loss_and_gradients(
     network: Network,
     shardings: Mapping[str, NamedSharding],
@@ -82,20 +103,25 @@ def loss_and_gradients(
     used = network.cast(params)
     tokens = jnp.sum(batch.weights.astype(statistics))
 
-    def one(index: jax.Array, micro: DeviceBatch) -> tuple[jax.Array, Params]:
-        share = lambda values: loss_sum(network, values, micro, key_of(index)) / tokens  # noqa: E731
-        loss, gradients = jax.value_and_grad(share)(used)
-        return loss, {path: _constrain(gradient.astype(statistics), shardings[path]) for path, gradient in gradients.items()}
+    def one(index: jax.Array, micro: DeviceBatch) -> tuple[jax.Array, Routing | None, Params]:
+        def share(values: Params) -> tuple[jax.Array, Routing | None]:
+            loss, routing = objective(network, values, micro, key_of(index))
+            return loss / tokens, routing
+
+        (loss, routing), gradients = jax.value_and_grad(share, has_aux=True)(used)
+        gradients = {path: _constrain(gradient.astype(statistics), shardings[path]) for path, gradient in gradients.items()}
+        return loss, routing, gradients
 
     if batch.inputs.shape[0] == 1:
-        loss, gradients = one(jnp.zeros((), jnp.int32), jax.tree.map(lambda leaf: leaf[0], batch))
+        loss, routing, gradients = one(jnp.zeros((), jnp.int32), jax.tree.map(lambda leaf: leaf[0], batch))
     else:
         zeros = {path: _constrain(jnp.zeros(leaf.shape, statistics), shardings[path]) for path, leaf in used.items()}
         add = lambda total, inputs: (jax.tree.map(jnp.add, total, one(*inputs)), None)  # noqa: E731
         numbers = jnp.arange(batch.inputs.shape[0], dtype=jnp.int32)
-        (loss, gradients), _ = jax.lax.scan(add, (jnp.zeros((), statistics), zeros), (numbers, batch))
+        nothing = (jnp.zeros((), statistics), no_routing(network.spec, statistics), zeros)
+        (loss, routing, gradients), _ = jax.lax.scan(add, nothing, (numbers, batch))
     norm = jnp.sqrt(sum((jnp.sum(gradient * gradient) for gradient in gradients.values()), jnp.zeros((), statistics)))
-    return StepMetrics(loss, norm, tokens), gradients
+    return StepMetrics(loss, norm, tokens, {} if routing is None else routing.statistics()), gradients
 
 
 def _constrain(x: jax.Array, sharding: NamedSharding) -> jax.Array:

@@ -17,6 +17,7 @@ class TrainRecord:
     interval holds no timed step.  model_tflops: 1e12 model FLOP/s over all devices.  mfu: a fraction of the peak of all
     devices.  memory_bytes: peak of the busiest local device.  tokens: target tokens consumed since the start of the run.
     seconds: wall-clock time since this process began to train.  seconds_left: an estimate for people, not written to files.
+    statistics: more to report, by name (`jaxllm.metrics.routing`).
     """
 
     step: int
@@ -30,6 +31,7 @@ class TrainRecord:
     tokens: int
     seconds: float
     seconds_left: float | None = None
+    statistics: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The line of metrics.jsonl; a value that is not finite, which JSON cannot hold, becomes null."""
@@ -45,6 +47,7 @@ class TrainRecord:
             "memory_bytes": self.memory_bytes,
             "tokens": self.tokens,
             "seconds": _finite(self.seconds),
+            **{name: _finite(value) for name, value in self.statistics.items()},
         }
 
 

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxllm.families.spec import AttentionSpec, ModelSpec
 from jaxllm.jax_backend.model.attention import Attention, CacheT, Context
 from jaxllm.jax_backend.model.dropout import Site, token_dropout
+from jaxllm.jax_backend.model.experts import Experts, Routing
 from jaxllm.jax_backend.model.mlp import Mlp
 from jaxllm.jax_backend.model.norm import Norm
 from jaxllm.jax_backend.model.runtime import Runtime
@@ -25,14 +26,16 @@ class Block(nnx.Module):
         self.attention_output_norm = norm(spec.norm.after)
         self.attention_residual_norm = norm(spec.norm.of_residual)
         self.mlp_norm = norm(spec.norm.before)
-        self.mlp = Mlp(spec.mlp, spec.hidden_size, runtime)
+        self.mlp: Mlp | Experts = (Mlp if spec.mlp.experts is None else Experts)(spec.mlp, spec.hidden_size, runtime)
         self.mlp_output_norm = norm(spec.norm.after)
         self.mlp_residual_norm = norm(spec.norm.of_residual)
         self.residual_dropout = spec.residual_dropout
         self.layout = runtime.layout
 
-    def __call__(self, x_BSE: jax.Array, attention: AttentionSpec, context: Context, cache: CacheT) -> tuple[jax.Array, CacheT]:
-        """attention: this layer's own."""
+    def __call__(
+        self, x_BSE: jax.Array, attention: AttentionSpec, context: Context, cache: CacheT
+    ) -> tuple[jax.Array, CacheT, Routing | None]:
+        """attention: this layer's own.  Routing: where there are experts, of the tokens that are not padding."""
         rate, tap, key, index_S = self.residual_dropout, context.tap, context.key, context.visibility.query_index
         normed_BSE = x_BSE if self.attention_norm is None else tap("attention_norm", self.attention_norm(x_BSE))
         attended_BSE, cache = self.attention(normed_BSE, attention, context, cache)
@@ -44,10 +47,16 @@ class Block(nnx.Module):
         if self.attention_residual_norm is not None:
             x_BSE = tap("attention_residual_norm", self.attention_residual_norm(x_BSE))
         normed_BSE = x_BSE if self.mlp_norm is None else tap("mlp_norm", self.mlp_norm(x_BSE))
-        fed_BSE = tap("mlp_output", self.mlp(normed_BSE))
+        fed_BSE, routing = self._feed(normed_BSE, context.visibility.query_segments)
+        fed_BSE = tap("mlp_output", fed_BSE)
         if self.mlp_output_norm is not None:
             fed_BSE = tap("mlp_output_norm", self.mlp_output_norm(fed_BSE))
         x_BSE = x_BSE + token_dropout(fed_BSE, rate, key, Site.MLP_OUTPUT, index_S)
         if self.mlp_residual_norm is not None:
             x_BSE = self.mlp_residual_norm(tap("mlp_residual", x_BSE))
-        return tap("residual", self.layout.constrain(x_BSE, "batch", "residual", "hidden")), cache
+        return tap("residual", self.layout.constrain(x_BSE, "batch", "residual", "hidden")), cache, routing
+
+    def _feed(self, x_BSE: jax.Array, segments_BS: jax.Array | None) -> tuple[jax.Array, Routing | None]:
+        if isinstance(self.mlp, Mlp):
+            return self.mlp(x_BSE), None
+        return self.mlp(x_BSE, None if segments_BS is None else segments_BS > 0)

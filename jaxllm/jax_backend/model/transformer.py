@@ -20,6 +20,7 @@ from jaxllm.jax_backend.attention import cache_visibility, sequence_visibility
 from jaxllm.jax_backend.model.attention import CacheT, Context, KeyValue
 from jaxllm.jax_backend.model.block import Block
 from jaxllm.jax_backend.model.dropout import Site, token_dropout
+from jaxllm.jax_backend.model.experts import Routing
 from jaxllm.jax_backend.model.head import ClassificationHead, MaskedLmHead, build_head
 from jaxllm.jax_backend.model.linear import Embedding
 from jaxllm.jax_backend.model.norm import Norm
@@ -33,7 +34,7 @@ from jaxllm.jax_backend.remat import named, rematerialised
 
 # What a scan hands to each layer: weights, index, its part of the cache, offsets of its tap; and what comes back.
 LayerInputs: TypeAlias = tuple[Any, jax.Array, Any, Points | None]
-LayerOutputs: TypeAlias = tuple[Any, Points | None]
+LayerOutputs: TypeAlias = tuple[Any, Points | None, Routing | None]
 
 
 class Transformer(nnx.Module):
@@ -70,12 +71,24 @@ class Transformer(nnx.Module):
 
         key: turns dropout on, where the spec has any.  tap: sees every point.  token_types: None: all of the first type.
         """
+        return self.routed(inputs_BS, positions_BS, segments_BS, key, tap, token_types_BS)[0]
+
+    def routed(
+        self,
+        inputs_BS: jax.Array,
+        positions_BS: jax.Array,
+        segments_BS: jax.Array,
+        key: jax.Array | None = None,
+        tap: Tap = NO_TAP,
+        token_types_BS: jax.Array | None = None,
+    ) -> tuple[jax.Array, Routing | None]:
+        """The same, and what the routers of all layers did, where there are experts."""
         length = inputs_BS.shape[1]
         visibility = sequence_visibility(segments_BS, self.runtime.layout.token_order(length))
         context = Context(visibility, self._rotary(positions_BS, length), key, tap=tap)
         x_BSE = tap("embedding", self._embed(inputs_BS, positions_BS, key, visibility.query_index, token_types_BS))
-        x_BSE, _ = self._layers(x_BSE, context, None)
-        return self._logits(x_BSE, tap, key)
+        x_BSE, _, routing = self._layers(x_BSE, context, None)
+        return self._logits(x_BSE, tap, key), routing
 
     def decode(self, tokens_BS: jax.Array, offset: jax.Array, last: jax.Array, cache: KeyValue) -> tuple[jax.Array, KeyValue]:
         """Logits (B, V) after token `last` of `tokens`, which continue the cache at `offset`; and the longer cache."""
@@ -84,7 +97,7 @@ class Transformer(nnx.Module):
         longest = cache.key.shape[2]
         visibility = cache_visibility(offset, length, longest)
         context = Context(visibility, self._rotary(positions_BS, longest), offset=offset)
-        x_BSE, new_cache = self._layers(self._embed(tokens_BS, positions_BS, None, visibility.query_index), context, cache)
+        x_BSE, new_cache, _ = self._layers(self._embed(tokens_BS, positions_BS, None, visibility.query_index), context, cache)
         x_BSE = jax.lax.dynamic_slice_in_dim(x_BSE, last, 1, axis=1)
         return self._logits(x_BSE, context.tap)[:, 0], new_cache
 
@@ -120,7 +133,7 @@ class Transformer(nnx.Module):
         key = None if key is None else jax.random.fold_in(key, self.spec.layers)
         return token_dropout(x_BSE, self.spec.embedding_dropout, key, Site.EMBEDDING, index_S)
 
-    def _layers(self, x_BSE: jax.Array, context: Context, cache: CacheT) -> tuple[jax.Array, CacheT]:
+    def _layers(self, x_BSE: jax.Array, context: Context, cache: CacheT) -> tuple[jax.Array, CacheT, Routing | None]:
         """All layers in order, in scans (`stack.Stretch`), so that compile time does not grow with their number."""
         graphdef, stack = nnx.split(self.layers, graph=False)
 
@@ -130,8 +143,8 @@ class Transformer(nnx.Module):
             tap = context.tap.of_layer(offsets)
             block = nnx.merge(graphdef, weights)
             x_BSE = named(x_BSE, "layer_input")
-            x_BSE, layer_cache = block(x_BSE, attention, context._replace(key=key, tap=tap), layer_cache)
-            return x_BSE, (layer_cache, tap.records())
+            x_BSE, layer_cache, routing = block(x_BSE, attention, context._replace(key=key, tap=tap), layer_cache)
+            return x_BSE, (layer_cache, tap.records(), routing)
 
         indices = jnp.arange(self.spec.layers, dtype=jnp.int32)
         inputs = (stack, indices, cache, context.tap.layer_offsets())
@@ -139,9 +152,10 @@ class Transformer(nnx.Module):
         for stretch in stretches(self.spec.attentions):
             x_BSE, output = self._scan(layer, stretch, x_BSE, stretch.take(inputs))
             outputs.append(output)
-        new_cache, records = outputs[0] if len(outputs) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+        joined = outputs[0] if len(outputs) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+        new_cache, records, routing = joined
         context.tap.keep_layers(records)
-        return x_BSE, new_cache
+        return x_BSE, new_cache, jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), routing)
 
     def _scan(
         self, layer: Callable[..., tuple[jax.Array, LayerOutputs]], stretch: Stretch, x_BSE: jax.Array, inputs: LayerInputs
