@@ -70,9 +70,7 @@ class Keys(DecoderKeys):
 def spec(keys: Keys) -> ModelSpec:
     """The ModelSpec of a Qwen3 config with experts."""
     balance, bias = keys.router_aux_loss_coef if keys.output_router_logits else 0.0, keys.attention_bias
-    experts = ExpertsSpec(
-        keys.num_experts, keys.num_experts_per_tok, keys.norm_topk_prob, rounds_weights=True, balance=balance
-    )
+    experts = ExpertsSpec(keys.num_experts, keys.num_experts_per_tok, keys.norm_topk_prob, rounds_weights=True, balance=balance)
     mlp = MlpSpec(keys.moe_intermediate_size, ACTIVATIONS[keys.hidden_act], gated=True, bias=False, experts=experts)
     attention = keys.attention(
         rope=keys.rope, window=keys.sliding_window, query_key_norm="head", qkv_bias=bias, output_bias=bias

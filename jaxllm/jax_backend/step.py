@@ -38,8 +38,10 @@ class DeviceBatch(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """loss: mean over target tokens.  gradient_norm: before clipping.  target_tokens: sum of weights.  statistics: of routers,
-    where there are experts.  All global.
+    """Of the global batch.
+
+    loss: mean over target tokens.  gradient_norm: before clipping.  target_tokens: sum of weights.  statistics: of routers,
+    where there are experts.
     """
 
     loss: jax.Array

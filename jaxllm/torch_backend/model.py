@@ -16,6 +16,7 @@ from jaxllm.data.batch import Batch
 from jaxllm.errors import BackendError
 from jaxllm.families import Model, ModelSpec, flatten
 from jaxllm.families.spec import HeadKind
+from jaxllm.torch_backend.routing import attach_routing
 from jaxllm.torch_backend.visibility import SequenceHook, attention_implementation
 
 AttentionKernel = Literal["auto", "sdpa", "eager"]
@@ -40,11 +41,15 @@ def build_model(model: Model, attention: AttentionKernel, dtype: torch.dtype, de
     keys = dict(model.huggingface_config)
     config = transformers.AutoConfig.for_model(str(keys.pop("model_type")), **keys)
     config.use_cache = False
+    if model.spec.mlp.experts is not None:
+        config.output_router_logits = False  # `Routing` takes the loss, of packed batches too
     auto = getattr(transformers, _CLASSES[model.spec.head.kind])
+    kernel = attention_implementation(model, attention)
     with no_init_weights(), device:
-        built = auto.from_config(config, attn_implementation=attention_implementation(model, attention), dtype=dtype)
+        built = auto.from_config(config, attn_implementation=kernel, dtype=dtype, **_experts(model, dtype))
         built.tie_weights()  # part of the initialisation that was left out
     built.register_forward_pre_hook(SequenceHook(model), with_kwargs=True)
+    attach_routing(model, built)
     check_parameters(model, {name: tuple(_whole_shape(p)) for name, p in built.named_parameters()})
     return built
 
@@ -56,6 +61,11 @@ def import_model(model: Model) -> None:
     keys = dict(model.huggingface_config)
     config = transformers.AutoConfig.for_model(str(keys.pop("model_type")), **keys)
     getattr(transformers, _CLASSES[model.spec.head.kind])._model_mapping[type(config)]  # noqa: SLF001 - imports the class
+
+
+def _experts(model: Model, dtype: torch.dtype) -> dict[str, str]:
+    """How experts are computed: one after another, but in bf16 with transformers' grouped products."""
+    return {} if model.spec.mlp.experts is None or dtype == torch.bfloat16 else {"experts_implementation": "eager"}
 
 
 def _whole_shape(parameter: Parameter) -> torch.Size:
@@ -85,13 +95,14 @@ class ModelInputs:
     """What the model and the loss read, on the device.
 
     arguments: what the model is called with, under the names that transformers has for it.  targets_BT: int64 labels, or
-    numbers; weights_BT: float32, or float64 in an fp64 run, as are targets that are numbers.  Under sequence parallelism S are
-    this process's tokens, while masks (B, 1, Q, K) are of whole sequences.
+    numbers; weights_BT: float32, or float64 in an fp64 run, as are targets that are numbers.  real_BS (bool): tokens that are
+    not padding.  Under sequence parallelism S are this process's tokens, while masks (B, 1, Q, K) are of whole sequences.
     """
 
     arguments: Mapping[str, Any]
     targets: torch.Tensor
     weights: torch.Tensor
+    real: torch.Tensor
 
 
 def model_inputs(
@@ -127,7 +138,7 @@ def model_inputs(
     if targets.shape[1] == batch.sequence_length:
         targets, weights = targets[:, mine], weights[:, mine]
     is_label = spec.head.loss == "cross-entropy"
-    return ModelInputs(arguments, (whole if is_label else number)(targets), number(weights))
+    return ModelInputs(arguments, (whole if is_label else number)(targets), number(weights), segments[:, mine] > 0)
 
 
 def packed_mask(

@@ -5,7 +5,6 @@ B sequences, S tokens, X experts, K experts per token.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 
 from jaxllm.families import Model
 from jaxllm.metrics.routing import BALANCE_LOSS, ENTROPY, LARGEST_LOAD, SMALLEST_LOAD
-from jaxllm.torch_backend.group import Group
+from jaxllm.torch_backend.mesh import Mesh
 
 
 class Routing:
@@ -23,58 +22,81 @@ class Routing:
         experts = model.spec.mlp.experts
         assert experts is not None  # noqa: S101 - asked by `attach_routing`
         self._experts = experts
+        self._layers = model.spec.layers
         self._logits: list[torch.Tensor] = []
-        # transformers' own function, which every family has beside its model.
-        self._balance_loss = sys.modules[type(module).__module__].load_balancing_loss_func
+        self._sums: torch.Tensor | None = None
         module.register_forward_pre_hook(lambda *_: self._logits.clear())
-        for layer in range(model.spec.layers):
+        for layer in range(self._layers):
             router = module.get_submodule(f"model.layers.{layer}.mlp.gate")
             router.register_forward_hook(lambda _, __, output: self._logits.append(output[0]))
-        self._layers = model.spec.layers
-        self._sums: torch.Tensor | None = None
 
-    def loss(self, counts_BS: torch.Tensor) -> torch.Tensor | float:
-        """The coefficient times the load-balancing loss of the forward pass just done.  counts_BS: tokens but padding.
+    @property
+    def logits(self) -> tuple[torch.Tensor, ...]:
+        """(T, X) of every layer, of the forward pass just done."""
+        return tuple(self._logits[: self._layers])  # activation checkpointing runs the layers once more, later
 
-        It is transformers' own, over all layers at once.  0 where the model does not train on it.  The pass is also added to
-        what `statistics` reports.
+    def loss_sum(self, real_BS: torch.Tensor, target_tokens: torch.Tensor, mesh: Mesh) -> torch.Tensor | float:
+        """This process's part of the coefficient times the load-balancing loss times target tokens (collective).
+
+        The loss is that of the whole micro-batch, over all processes, layers and tokens but padding (real_BS tells which are
+        real), as transformers takes it of a batch: X sum_x (share of tokens that chose x) (mean probability of x).  The shares
+        are summed up over processes first; what is left is a sum over tokens.  target_tokens: of this process.
         """
-        logits = tuple(self._logits[: self._layers])  # activation checkpointing runs the layers once more, later
-        self._observe(logits, counts_BS)
         if not self._experts.balance:
             return 0.0
-        loss: torch.Tensor = self._balance_loss(logits, self._experts.count, self._experts.per_token, counts_BS)
-        return self._experts.balance * loss
+        mask_T1 = real_BS.reshape(-1, 1)
+        probabilities = [torch.softmax(each.to(torch.promote_types(each.dtype, torch.float32)), -1) for each in self.logits]
+        probability_X = torch.stack([(each * mask_T1).sum(0) for each in probabilities]).sum(0)
+        chosen_X = torch.stack([self._chosen(each.detach(), real_BS) for each in probabilities]).sum(0)
+        chosen_X, decisions, targets = self._reduced(chosen_X, real_BS, target_tokens, mesh)
+        factor_X = self._experts.balance * self._experts.count * chosen_X * targets / decisions**2
+        return (factor_X.to(probability_X.dtype) * probability_X).sum()
+
+    def _chosen(self, probabilities_TX: torch.Tensor, real_BS: torch.Tensor) -> torch.Tensor:
+        """(X,) how many real tokens chose each expert."""
+        per_token = self._experts.per_token
+        chosen_TK = torch.topk(probabilities_TX, per_token, dim=-1).indices
+        counts_X = torch.zeros(self._experts.count, dtype=torch.float64, device=real_BS.device)
+        return counts_X.index_add_(0, chosen_TK.reshape(-1), real_BS.reshape(-1).double().repeat_interleave(per_token))
+
+    def _reduced(
+        self, chosen_X: torch.Tensor, real_BS: torch.Tensor, target_tokens: torch.Tensor, mesh: Mesh
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Over all processes: choices, decisions (tokens x layers) and target tokens."""
+        decisions = real_BS.double().sum() * self._layers
+        sums = mesh.sum(torch.cat([chosen_X, torch.stack([decisions, target_tokens.detach().double()])]))
+        return sums[:-2], sums[-2].clamp(min=1.0), sums[-1]
 
     @torch.no_grad()
-    def _observe(self, logits: tuple[torch.Tensor, ...], counts_BS: torch.Tensor) -> None:
-        """Add up per expert how often it was chosen and its probability, then entropy and number of tokens: (2 X + 2,)."""
+    def observe(self, real_BS: torch.Tensor) -> None:
+        """Add the forward pass just done to what `statistics` reports.
+
+        Per expert how often it was chosen and its probability, then entropy and number of decisions: (2 X + 2,).
+        """
         count = self._experts.count
-        sums = torch.zeros(2 * count + 2, dtype=torch.float64, device=counts_BS.device)
-        real_T = counts_BS.reshape(-1).to(torch.float64)
-        for logits_TX in logits:
-            probabilities_TX = torch.softmax(logits_TX.to(torch.float64), dim=-1)
-            chosen_TK = torch.topk(probabilities_TX, self._experts.per_token, dim=-1).indices
-            sums[:count].index_add_(0, chosen_TK.reshape(-1), real_T.repeat_interleave(self._experts.per_token))
+        sums = torch.zeros(2 * count + 2, dtype=torch.float64, device=real_BS.device)
+        real_T = real_BS.reshape(-1).double()
+        for logits_TX in self.logits:
+            probabilities_TX = torch.softmax(logits_TX.double(), dim=-1)
+            sums[:count] += self._chosen(probabilities_TX, real_BS)
             sums[count : 2 * count] += (probabilities_TX * real_T[:, None]).sum(0)
             sums[-2] -= (torch.special.xlogy(probabilities_TX, probabilities_TX).sum(-1) * real_T).sum()
             sums[-1] += real_T.sum()
         self._sums = sums if self._sums is None else self._sums + sums
 
-    def statistics(self, group: Group) -> Mapping[str, float]:
+    def statistics(self, mesh: Mesh) -> Mapping[str, torch.Tensor]:
         """Of every pass since the last call, over all processes (collective), by the names of `jaxllm.metrics.routing`."""
         if self._sums is None:
             return {}
-        sums, self._sums = group.sum(self._sums), None
+        sums, self._sums = mesh.sum(self._sums), None
         count = self._experts.count
-        chosen, probability, (entropy, tokens) = sums[:count], sums[count : 2 * count], sums[-2:].clamp(min=0).tolist()
-        tokens = max(tokens, 1.0)
-        loads = chosen / chosen.sum().clamp(min=1.0) * count
+        chosen_X, probability_X, entropy, decisions = sums[:count], sums[count : 2 * count], sums[-2], sums[-1].clamp(min=1.0)
+        loads_X = chosen_X / chosen_X.sum().clamp(min=1.0) * count
         return {
-            BALANCE_LOSS: float((chosen * probability).sum()) / tokens**2 * count,
-            LARGEST_LOAD: float(loads.max()),
-            SMALLEST_LOAD: float(loads.min()),
-            ENTROPY: entropy / tokens,
+            BALANCE_LOSS: (chosen_X * probability_X).sum() / decisions**2 * count,
+            LARGEST_LOAD: loads_X.max(),
+            SMALLEST_LOAD: loads_X.min(),
+            ENTROPY: entropy / decisions,
         }
 
 

@@ -17,6 +17,7 @@ from jaxllm.torch_backend.engine import Engine, forward
 from jaxllm.torch_backend.loss import weighted_loss
 from jaxllm.torch_backend.mesh import Mesh
 from jaxllm.torch_backend.model import AttentionKernel, mode, model_inputs
+from jaxllm.torch_backend.routing import Routing
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,27 @@ class Loop:
     seed: int
     spec: ModelSpec
 
-    def _loss_sum(self, batch: Batch, found: list[torch.Tensor] | None = None) -> torch.Tensor:
-        """The loss of a micro-batch.  found: takes the outputs."""
+    def _loss_sum(self, batch: Batch, *, training: bool, found: list[torch.Tensor] | None = None) -> torch.Tensor:
+        """This process's part of the losses of a micro-batch, and in training of what routers add to them (collective).
+
+        found: takes the outputs.
+        """
         columns = self.mesh.tokens(batch.sequence_length)
         inputs = model_inputs(batch, self.spec, self.attention, self.engine.dtype, self._device, columns)
         with self.engine.numerics():
             outputs = forward(self.engine, inputs)
             if found is not None:
                 found.append(outputs.to(torch.promote_types(outputs.dtype, torch.float32)))
-            return weighted_loss(self.spec.head.loss, outputs, inputs.targets, inputs.weights)
+            loss = weighted_loss(self.spec.head.loss, outputs, inputs.targets, inputs.weights)
+            if training and self._routing is not None:
+                self._routing.observe(inputs.real)
+                loss = loss + self._routing.loss_sum(inputs.real, inputs.weights.sum(), self.mesh)
+            return loss
+
+    @property
+    def _routing(self) -> Routing | None:
+        routing: Routing | None = self.engine.model.routing
+        return routing
 
     @property
     def _device(self) -> torch.device:
@@ -56,7 +69,8 @@ class Loop:
         with mode(self.engine.model, training=True):
             loss, tokens = self.accumulate(batch, step)
             norm = self.engine.update(hyper.learning_rate)
-        return StepResult(loss=loss, gradient_norm=norm, target_tokens=tokens)
+            statistics = {} if self._routing is None else self._routing.statistics(self.mesh)
+        return StepResult(loss=loss, gradient_norm=norm, target_tokens=tokens, statistics=statistics)
 
     def accumulate(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Forward and backward over the micro-batches (collective): the loss and the target tokens of the GLOBAL batch.
@@ -69,7 +83,7 @@ class Loop:
         micro_batches = list(split(batch, self.plan.micro_batch))
         for number, micro_batch in enumerate(micro_batches):
             self._seed_dropout(step, number)
-            loss_sum = self._loss_sum(micro_batch)
+            loss_sum = self._loss_sum(micro_batch, training=True)
             total += loss_sum.detach()
             loss = loss_sum * (self.mesh.replicas / tokens)
             if number == len(micro_batches) - 1:
@@ -89,7 +103,7 @@ class Loop:
             for batch in batches:
                 found: list[torch.Tensor] | None = [] if outputs else None
                 for micro_batch in split(batch, self.plan.micro_batch):
-                    sums[0] += self._loss_sum(micro_batch, found)
+                    sums[0] += self._loss_sum(micro_batch, training=False, found=found)
                 if found:
                     gathered.append(self._gather_rows(torch.cat(found)))
                 sums[1] += self._target_tokens(batch)

@@ -48,7 +48,6 @@ class Routing(NamedTuple):
         shares = jax.lax.stop_gradient(self.chosen) / tokens
         return jnp.sum(shares * self.probability / tokens) * self.chosen.shape[-1]
 
-
     def statistics(self) -> dict[str, jax.Array]:
         """What is reported of a batch, by the names of `jaxllm.metrics.routing`."""
         shares_X = self.chosen / jnp.maximum(jnp.sum(self.chosen), 1.0) * self.chosen.shape[-1]

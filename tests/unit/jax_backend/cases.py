@@ -5,6 +5,7 @@ B batch, S sequence, V vocabulary.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -152,7 +153,15 @@ class Reference:
         with self._mode(), torch.random.fork_rng():
             torch.manual_seed(0)
             kind = getattr(transformers, model.huggingface_config["architectures"][0])
-            self.module = kind(kind.config_class(**keys, attn_implementation="eager")).to(self._dtype).eval()
+            self.experts = model.spec.mlp.experts
+            implementation = {} if self.experts is None else {"experts_implementation": "eager"}
+            config = kind.config_class(**keys, attn_implementation="eager", **implementation)
+            config.output_router_logits = False
+            self.module = kind(config).to(self._dtype).eval()
+            self._router_logits = []
+            for name, module in self.module.named_modules():
+                if self.experts is not None and name.endswith("mlp.gate"):
+                    module.register_forward_hook(lambda _, __, output: self._router_logits.append(output[0]))
             self.module.register_forward_pre_hook(SequenceHook(model), with_kwargs=True)
             with torch.no_grad():
                 for parameter in self.module.parameters():
@@ -182,11 +191,20 @@ class Reference:
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Weighted mean of the token losses."""
+        self._router_logits.clear()
         logits = self.logits(batch)
         with self._mode():
             targets, weights = torch.tensor(batch.targets).long(), torch.tensor(batch.weights).to(self._dtype)
             losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-            return (losses * weights.flatten()).sum() / weights.sum()
+            loss = (losses * weights.flatten()).sum() / weights.sum()
+            return loss if self.experts is None else loss + self.experts.balance * self.balance_loss(batch)
+
+    def balance_loss(self, batch: Batch) -> torch.Tensor:
+        """transformers' load-balancing loss of the forward pass just done, without padding."""
+        function = sys.modules[type(self.module).__module__].load_balancing_loss_func
+        with self._mode():
+            real = torch.tensor(batch.segments > 0).to(self._dtype)
+            return function(tuple(self._router_logits), self.experts.count, self.experts.per_token, real)
 
 
 # Relative distance of parameters after some steps in float64; what the parity ladder allows.
