@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.tiny import TINY
+from tests.tiny import TINY, tiny
 
 LLAMA: dict[str, Any] = {
     "family": "llama",
@@ -44,5 +44,11 @@ CASES: dict[str, dict[str, Any]] = {
     "mistral-whole": {"family": "mistral", **TINY["mistral"], "vocab_size": 103, "sliding_window": None, "head_dim": None},
     "qwen2-untied": {"family": "qwen2", **TINY["qwen2"], "vocab_size": 103, "tie_word_embeddings": False},
     "phi3-tied": {"family": "phi3", **TINY["phi3"], "vocab_size": 103, "tie_word_embeddings": True},
+    "qwen3_moe-plain": {
+        **tiny("qwen3_moe", vocab_size=103),
+        "head_dim": None,
+        "norm_topk_prob": False,
+        "use_sliding_window": False,
+    },
     "olmo2-mha": {"family": "olmo2", **TINY["olmo2"], "vocab_size": 103, "num_key_value_heads": 4, "attention_bias": False},
 }
