@@ -5,8 +5,10 @@ with S tokens in the sequence, E hidden size, H query heads and K key/value head
 and L layers, a multiply-add being 2 FLOPs:
 
     projections   L * 2 * (E*H*D + 2*E*K*D + H*D*E)      query, key and value, output
-    attention     L * 2 * (H*D*S)                        scores and weighted values: 2 * 2*H*D*S, and half of it is masked
-    mlp           L * 2 * (3*E*M)                        gate, up, down; 2*E*M without a gate
+    attention     L * 2 * (H*D*S)                        scores and weighted values: 2 * 2*H*D*S, and half of it is masked;
+                                                         of a layer with a window W < S, 2 * 2*H*D * (W - W^2 / 2S)
+    mlp           L * 2 * (3*E*M)                        gate, up, down; 2*E*M without a gate; with X experts, K of them for
+                                                         each token, L * 2 * (K * 3*E*M + E*X)
     head          2 * E*V                                logits, tied or not
 
 The backward pass costs twice the forward pass.  Not counted: the embedding lookup (no arithmetic), norms, activations, softmax,
@@ -50,10 +52,14 @@ def flops_per_token(model: ModelSpec, sequence_length: int) -> FlopsPerToken:
     """Model FLOPs per token of a decoder, by the formula above."""
     query_size = model.attention.heads * model.attention.head_dim
     key_size = model.attention.kv_heads * model.attention.head_dim
-    mlp_matrices = 3 if model.mlp.gated else 2
+    mlp = (3 if model.mlp.gated else 2) * model.mlp.size
+    if model.mlp.experts is not None:
+        mlp = mlp * model.mlp.experts.per_token + model.mlp.experts.count
+    windows = (min(attention.window or sequence_length, sequence_length) for attention in model.attentions)
+    keys = sum(window - window**2 / (2 * sequence_length) for window in windows)
     return FlopsPerToken(
         projections=model.layers * 2.0 * model.hidden_size * (2 * query_size + 2 * key_size),
-        attention=model.layers * 2.0 * query_size * sequence_length,
-        mlp=model.layers * 2.0 * mlp_matrices * model.hidden_size * model.mlp.size,
+        attention=4.0 * query_size * keys,
+        mlp=model.layers * 2.0 * model.hidden_size * mlp,
         head=2.0 * model.hidden_size * model.vocab_size,
     )

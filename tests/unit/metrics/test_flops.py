@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -29,7 +30,8 @@ GPT2 = {"family": "gpt2", "vocab_size": 331, "n_embd": 48, "n_layer": 3, "n_head
 
 def counted(model: Model, batch: int, sequence: int, backward: bool) -> dict[str, int]:
     """FLOPs of the matrix products of the Hugging Face model, by operation."""
-    config = transformers.AutoConfig.for_model(**dict(model.huggingface_config), attn_implementation="eager")
+    experts = {} if model.spec.mlp.experts is None else {"experts_implementation": "eager"}
+    config = transformers.AutoConfig.for_model(**dict(model.huggingface_config), attn_implementation="eager", **experts)
     network = transformers.AutoModelForCausalLM.from_config(config)
     tokens = torch.zeros((batch, sequence), dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
@@ -40,7 +42,9 @@ def counted(model: Model, batch: int, sequence: int, backward: bool) -> dict[str
 
 
 @pytest.mark.parametrize(
-    "keys", [LLAMA, {**LLAMA, "tie_word_embeddings": True}, GPT2], ids=["llama", "llama tied", "gpt2 biased"]
+    "keys",
+    [LLAMA, {**LLAMA, "tie_word_embeddings": True}, GPT2, {**LLAMA, "family": "mixtral"}],
+    ids=["llama", "llama tied", "gpt2 biased", "mixtral"],
 )
 def test_forward_equals_what_pytorch_counts(keys: dict[str, Any]) -> None:
     model = resolve_model(ModelConfig.model_validate(keys))
@@ -59,6 +63,18 @@ def test_backward_costs_twice_the_forward_pass() -> None:
     flops = flops_per_token(model.spec, 64)
     assert both == 3 * forward
     assert flops.training == 3 * flops.forward
+
+
+@pytest.mark.parametrize("window", [1, 8, 64, 100])
+def test_a_window_counts_what_it_shows(window: int) -> None:
+    """Pairs of query and key that are seen, the diagonal by halves as without a window."""
+    whole = resolve_model(ModelConfig.model_validate({**LLAMA, "family": "mistral", "sliding_window": None}))
+    model = resolve_model(ModelConfig.model_validate({**LLAMA, "family": "mistral", "sliding_window": window}))
+    distance = np.subtract.outer(np.arange(64), np.arange(64))
+    seen = ((distance > 0) & (distance < window)).sum() + 64 / 2
+    every = (distance > 0).sum() + 64 / 2
+    share = flops_per_token(model.spec, 64).attention / flops_per_token(whole.spec, 64).attention
+    assert share == pytest.approx(seen / every, abs=0.5 * min(window, 64) / 32)
 
 
 def test_a_published_size() -> None:
