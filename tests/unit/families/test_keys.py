@@ -25,7 +25,7 @@ DECODERS = [family for family in FAMILIES if "causal-lm" in architectures(family
 
 
 def model(**keys: Any) -> Model:
-    task = Task("causal-lm" if keys["family"] in DECODERS else "masked-lm")
+    task = Task("causal-lm" if keys.get("family", "llama") in DECODERS else "masked-lm")
     return resolve_model(ModelConfig.model_validate(keys), task=task)
 
 
