@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from jaxllm.config.remat import RematPolicy, kept_points
-from jaxllm.families.spec import ModelSpec
+from jaxllm.families.spec import HeadSpec, ModelSpec
 from jaxllm.metrics.flops import BACKWARD, flops_per_token
 
 
@@ -19,8 +19,11 @@ def expected_matmul_flops(
 ) -> float | None:
     """FLOPs of one device's products of a step.  tokens: of the global batch.  ways: devices that share the work.
 
-    None where the policy keeps points by name and attention is written out: what of its products runs again depends on both.
+    None where the formula does not know: a head with products of its own, and points kept by name with attention written out,
+    of whose products what runs again depends on both.
     """
+    if model.head != HeadSpec():
+        return None
     parts = flops_per_token(model, length)
     # The model's own count halves attention for the causal mask; products written out compute the whole square.
     attention = 0.0 if attention_in_kernel else parts.attention * (2.0 if model.attention.causal else 1.0)

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from jaxllm.planning.tpu.hlo import Instruction, Module, arrays
+from jaxllm.planning.tpu.origins import Origins
 from jaxllm.planning.tpu.program import HOST
 from jaxllm.planning.tpu.source import phase_of
 
@@ -71,8 +72,8 @@ def divide(
     """
     arguments = _arguments(module)
     at_peak = _at_peak(_working_values(assignment), _live(live_ranges))
-    shapes = _gradient_shapes(parameter_shards)
-    found = _sum_by_kind((value, _kind(module, value, shapes)) for value in at_peak)
+    shapes, origins = _gradient_shapes(parameter_shards), Origins(module)
+    found = _sum_by_kind((value, _kind(module, origins, value, shapes)) for value in at_peak)
     known = arguments["parameters"] + arguments["moments"] + arguments["other"]
     working = max(peak - known, 0)
     gradients, activations = found["gradients"], found["activations"]
@@ -171,14 +172,18 @@ def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(size for size in shape if size != 1))
 
 
-def _kind(module: Module, value: _Value, gradients: set[tuple[int, ...]]) -> str:
+def _kind(module: Module, origins: Origins, value: _Value, gradients: set[tuple[int, ...]]) -> str:
     instruction = module.instructions.get(value.name)
     if instruction is None:
         return "temporaries"
+    index = tuple(int(n) for n in value.index.strip("{}").split(",") if n)
+    shape = _shape(instruction, index)
+    instruction, _ = origins.of(instruction, index)
     phase = phase_of(instruction.op_name)
-    shape = _shape(instruction, value.index)
     if shape in gradients:
         return "gradients" if phase == "backward" or (phase == "update" and _is_gradient(instruction)) else "temporaries"
+    if instruction.op_name.startswith(("params", "moments")):
+        return "temporaries"
     return "activations" if phase in ("forward", "recompute") else "temporaries"
 
 
@@ -188,11 +193,8 @@ def _is_gradient(instruction: Instruction) -> bool:
     return bool(name) and not name.startswith(("params", "moments", "batch")) and "convert_element_type" not in name
 
 
-def _shape(instruction: Instruction, index: str) -> tuple[int, ...] | None:
+def _shape(instruction: Instruction, index: tuple[int, ...]) -> tuple[int, ...] | None:
     found = arrays(instruction.type)
-    numbers = [int(n) for n in index.strip("{}").split(",") if n]
     if not instruction.type.startswith("("):
         return _squeezed(found[0].dims) if found else None
-    if len(numbers) == 1 and numbers[0] < len(found):
-        return _squeezed(found[numbers[0]].dims)
-    return None
+    return _squeezed(found[index[0]].dims) if len(index) == 1 and index[0] < len(found) else None

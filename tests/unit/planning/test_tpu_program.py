@@ -9,6 +9,7 @@ import pytest
 from jaxllm.planning.tpu.groups import groups, mesh_axes
 from jaxllm.planning.tpu.hlo import arrays, parse
 from jaxllm.planning.tpu.matmul import instruction_flops
+from jaxllm.planning.tpu.origins import Origins
 from jaxllm.planning.tpu.program import read_program
 from jaxllm.planning.tpu.source import phase_of
 
@@ -348,3 +349,37 @@ def test_taps_agree_with_counting_them():
         )
         window = f"size={size} stride={stride} pad={padding}_0 lhs_dilate={dilation}"
         assert convolution(f"1,{length},1", f"1,{size},1", f"1,{outputs},1", "b0f_i0o->b0f", window) == 2 * counted
+
+
+def test_origins_go_through_loops_tuples_and_copies():
+    module = parse(
+        """HloModule m
+
+%body (s: (s32[], f32[8], f32[8])) -> (s32[], f32[8], f32[8]) {
+  %s = (s32[], f32[8], f32[8]) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %kept = f32[8]{0} get-tuple-element(%s), index=1
+  %new = f32[8]{0} negate(%kept), metadata={op_name="jit(step)/transpose(jvp())/mul"}
+  ROOT %r = (s32[], f32[8], f32[8]) tuple(%i, %kept, %new)
+}
+%cond (c: (s32[], f32[8], f32[8])) -> pred[] {
+  %c = (s32[], f32[8], f32[8]) parameter(0)
+  ROOT %k = pred[] constant(false)
+}
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %made = f32[8]{0} negate(%p), metadata={op_name="jit(step)/jvp()/while"}
+  %copied = f32[8]{0} copy(%made)
+  %zero = s32[] constant(0)
+  %t = (s32[], f32[8], f32[8]) tuple(%zero, %copied, %p)
+  %w = (s32[], f32[8], f32[8]) while(%t), condition=%cond, body=%body
+  ROOT %out = f32[8]{0} get-tuple-element(%w), index=2
+}
+"""
+    )
+    origins, names = Origins(module), module.instructions
+    assert origins.of(names["kept"])[0].name == "made"
+    assert origins.of(names["s"], (1,))[0].name == "made"
+    assert origins.of(names["w"], (1,))[0].name == "made"
+    assert origins.of(names["out"])[0].name == "w"
+    assert origins.of(names["new"])[0].name == "new"
