@@ -24,6 +24,7 @@ from jaxllm.run import Run
 from jaxllm.state.training_state import Progress, TrainingState
 
 if TYPE_CHECKING:
+    from jaxllm.jax_backend.distributed import Rendezvous
     from jaxllm.probe import Probe
 
 
@@ -136,7 +137,10 @@ class Backend(Protocol):
         ...
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on any process (collective): how a signal on one process stops all."""
+        """Whether `flag` is true on any process (collective): how a signal on one process stops all.
+
+        With several processes the answer may be that of the call before, so that nobody waits for the devices.
+        """
         ...
 
     def barrier(self, name: str) -> None:
@@ -216,6 +220,27 @@ def in_group(name: BackendName) -> bool:
     from jaxllm.torch_backend.rendezvous import in_group as in_torch_group
 
     return in_torch_group()
+
+
+def outer_group(name: BackendName, coordinator: str | None, index: int | None, count: int | None) -> Rendezvous | None:
+    """This process's place in a run that SLURM, MPI, a TPU pod or a person starts on several hosts; None: it is alone.
+
+    The arguments are those of the command line.  Only for JAX: what DeepSpeed's launchers start is a worker already.
+    """
+    if name == "jax":
+        from jaxllm.jax_backend.clusters import outer_rendezvous
+
+        return outer_rendezvous(coordinator, index, count)
+    if (coordinator, index, count) != (None, None, None):
+        raise BackendError("--coordinator is for --backend jax; start DeepSpeed on several hosts with torchrun or deepspeed")
+    return None
+
+
+def launch_member(arguments: list[str], place: Rendezvous) -> int:
+    """Run `jaxllm ARGUMENTS` as the member of a JAX run at that place; its exit status."""
+    from jaxllm.jax_backend.launch import launch_one
+
+    return launch_one(arguments, place)
 
 
 def launch(name: BackendName, arguments: list[str], processes: int) -> int:

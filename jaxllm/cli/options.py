@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import click
 
@@ -27,6 +27,33 @@ def run_file_options(command: Callable[P, R]) -> Callable[P, R]:
         help="Change a key of the run file, for example --set training.steps=10; the value is YAML. May be repeated.",
     )(command)
     return click.argument("file", metavar="FILE", type=click.Path(path_type=Path))(command)
+
+
+class Host(NamedTuple):
+    """Which of several hosts this is, as far as the command line says."""
+
+    coordinator: str | None
+    process_index: int | None
+    process_count: int | None
+
+
+def host_options(command: Callable[..., R]) -> Callable[..., R]:
+    """Give a verb the parameter `host: Host` (`--coordinator`, `--process-index`, `--process-count`)."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, coordinator: str | None, process_index: int | None, process_count: int | None, **kwargs: Any) -> R:
+        return command(*args, host=Host(coordinator, process_index, process_count), **kwargs)
+
+    told = "JAX on several hosts, each of which runs this command: "
+    for option in (
+        click.option("--process-count", type=int, help="How many processes the hosts run."),
+        click.option(
+            "--process-index", type=int, help="Which of them this is, from 0. SLURM, MPI and TPU pods say both themselves."
+        ),
+        click.option("--coordinator", metavar="HOST:PORT", help=told + "an address of process 0."),
+    ):
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def handle_errors(command: Callable[P, R]) -> Callable[P, R]:

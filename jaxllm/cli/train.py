@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from jaxllm.cli.options import handle_errors, run_file_options
+from jaxllm.cli.options import Host, handle_errors, host_options, run_file_options
 
 
 @click.command()
@@ -24,6 +24,7 @@ from jaxllm.cli.options import handle_errors, run_file_options
     metavar="KEY",
     help="With --resume: let this key (or section) differ from the checkpoint's. May be repeated.",
 )
+@host_options
 @handle_errors
 def train(
     file: Path,
@@ -33,6 +34,7 @@ def train(
     resume: bool,
     overwrite: bool,
     allow_changed: tuple[str, ...],
+    host: Host,
 ) -> None:
     r"""Train the model that FILE describes.
 
@@ -40,8 +42,17 @@ def train(
     jaxllm train configs/quickstart.yaml
     jaxllm train configs/quickstart.yaml --backend deepspeed --processes 2
     jaxllm train configs/quickstart.yaml --resume
+    srun jaxllm train configs/llama3-8b.yaml
     """
-    from jaxllm.backend import check_layout, create_backend, in_group, launch, wanted_processes
+    from jaxllm.backend import (
+        check_layout,
+        create_backend,
+        in_group,
+        launch,
+        launch_member,
+        outer_group,
+        wanted_processes,
+    )
     from jaxllm.cli.run_summary import resolve
     from jaxllm.config import data_parallel, load_run, resolve_batch
     from jaxllm.errors import ConfigError
@@ -53,6 +64,10 @@ def train(
     loaded = load_run(file, overrides)
     config = loaded.config
     worker = in_group(config.backend)
+    place = None if worker else outer_group(config.backend, *host)
+    if place and processes:
+        raise click.UsageError("--processes starts all processes of a run here, but this is one of several that were started")
+    speaks = not worker and (place is None or place.index == 0)
     try:
         if not worker:
             check_layout(config, resolve(config), None)  # before the data is prepared, which may take its time
@@ -61,9 +76,11 @@ def train(
             resume=resume,
             overwrite=overwrite or worker,
             allow_changed=allow_changed,
-            report=_say if not worker else _ignore,
-            progress=not worker and sys.stderr.isatty(),
+            report=_say if speaks else _ignore,
+            progress=speaks and sys.stderr.isatty(),
         )
+        if place:
+            sys.exit(launch_member(sys.argv[1:], place))
         if not worker:
             count = wanted_processes(config, processes)
             if config.backend == "deepspeed":  # one process for each device, so that the layout is known already

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ class _Started:
     train_step: TrainStep
     evaluation_steps: dict[bool, EvaluationStep]  # by whether they give outputs
     steps_taken: int
+    flag: distributed.SharedFlag
 
 
 class JaxBackend:
@@ -103,6 +105,7 @@ class JaxBackend:
             train_step=parts.train_step,
             evaluation_steps={wanted: build_evaluation_step(parts.network, outputs=wanted) for wanted in (False, True)},
             steps_taken=state.progress.step if state is not None else 0,
+            flag=distributed.SharedFlag(mesh),
         )
 
     def step(self, batch: Batch, hyper: Hyper) -> StepResult:
@@ -176,10 +179,8 @@ class JaxBackend:
         return {"params": started.params, **moments}
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on any process (collective)."""
-        if jax.process_count() == 1:
-            return flag
-        return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+        """Whether `flag` was true on any process: at this call, or, with several processes, at the one before (collective)."""
+        return flag if jax.process_count() == 1 else self._started.flag(flag)
 
     def barrier(self, name: str) -> None:
         """Return when every process has called this (collective)."""
@@ -212,6 +213,7 @@ class JaxBackend:
 
     def close(self) -> None:
         """Finish writing, free the devices and leave the other processes."""
+        distributed.blame(sys.exception())
         try:
             self._writer.wait()
         finally:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -26,6 +26,14 @@ from jaxllm.jax_backend.distributed import Rendezvous
 GRACE_SECONDS = 5.0
 
 _POLL_SECONDS = 0.05
+
+# What JAX writes before the stack trace when it aborts a process that has lost the coordinator.
+_ABORTED = "Polled an error from coordination service"
+
+PROCESS_0_IS_GONE = (
+    "error: process 0, where the others meet, has ended or cannot be reached; see to it and go on from the newest checkpoint "
+    "with --resume"
+)
 
 
 @dataclass
@@ -56,8 +64,21 @@ def launch(argv: Sequence[str], processes: int) -> int:
 def run_workers(command: Sequence[str], processes: int) -> int:
     """`launch` of any command."""
     coordinator = f"127.0.0.1:{_free_port()}"
+    return _run(command, [Rendezvous(coordinator, index, processes) for index in range(processes)], {"JAX_PLATFORMS": "cpu"})
+
+
+def launch_one(argv: Sequence[str], rendezvous: Rendezvous) -> int:
+    """Run `jaxllm ARGV` as the one process of a run that is to be here, the others being started elsewhere; as `launch`.
+
+    It is a process of its own so that there is somebody left to say what happened when JAX aborts it, as it does when
+    process 0 is gone.
+    """
+    return _run((sys.executable, "-m", "jaxllm", *argv), [rendezvous], {})
+
+
+def _run(command: Sequence[str], places: Sequence[Rendezvous], environment: Mapping[str, str]) -> int:
     with ExitStack() as stack:
-        workers = [_start(stack, command, Rendezvous(coordinator, index, processes)) for index in range(processes)]
+        workers = [_start(stack, command, place, environment) for place in places]
         stack.callback(_end, workers)
         with _forwarding(workers):
             return _wait(workers)
@@ -69,8 +90,8 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _start(stack: ExitStack, command: Sequence[str], rendezvous: Rendezvous) -> _Worker:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **rendezvous.environment()}
+def _start(stack: ExitStack, command: Sequence[str], rendezvous: Rendezvous, environment: Mapping[str, str]) -> _Worker:
+    environment = {**os.environ, **environment, **rendezvous.environment()}
     errors = stack.enter_context(tempfile.TemporaryFile()) if rendezvous.index else None  # noqa: SIM115 - the stack closes it
     process = subprocess.Popen(
         command,
@@ -115,7 +136,7 @@ def _wait(workers: Sequence[_Worker]) -> int:
         time.sleep(_POLL_SECONDS)
     first = failed[0]
     _until_ended(workers, GRACE_SECONDS)
-    if not workers[0].status:
+    if first.index and (len(workers) == 1 or not workers[0].status):
         _report(first)
     return first.status or 0
 
@@ -126,6 +147,9 @@ def _report(worker: _Worker) -> None:
     if worker.errors is not None:
         worker.errors.seek(0)
         said = worker.errors.read().decode(errors="replace").strip()
+    if _ABORTED in said:
+        said = said.split(_ABORTED)[0].rpartition("\n")[0]
+        said = f"{said}\n{PROCESS_0_IS_GONE}".strip()
     for line in (said or f"ended with status {worker.status} without a word").splitlines():
         sys.stderr.write(f"[process {worker.index}] {line}\n")
 

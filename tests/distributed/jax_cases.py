@@ -10,6 +10,7 @@ MESHES = {
     "data2-fsdp2-tensor2": {"data": 2, "fsdp": 2, "tensor": 2},
     # Both processes hold parts of the same rows.
     "tensor8": {"data": 1, "tensor": 8},
+    "context8": {"data": 1, "context": 8},
 }
 
 

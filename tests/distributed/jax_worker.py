@@ -49,7 +49,7 @@ def main(folder: Path) -> None:
         backend.restore(folder / name)
         again = backend.step(part(3), hyper_of(3, run))
         found[f"{name}/resumed"] = np.asarray([float(after.loss), float(again.loss)])
-        found[f"{name}/any"] = np.asarray([backend.any(shard.index == 1), backend.any(False)])
+        found[f"{name}/any"] = np.asarray([backend.any(flag) for flag in (shard.index == 1, False, False)])
         found[f"{name}/decoded"] = backend.decoder(24).prefill(list(range(20)))
     if backend.is_main:
         np.savez(folder / "findings.npz", **found)
