@@ -103,9 +103,11 @@ def _value(field: FieldInfo) -> str:
     if _sections(field):
         return "section"
     allowed = choices(field.annotation)
-    listed = any(get_origin(member) in (tuple, list) for member in union_members(field.annotation))
+    lists = [member for member in union_members(field.annotation) if get_origin(member) in (tuple, list)]
     if allowed:
-        said = ("list of " if listed else "") + ", ".join(f"`{json.dumps(value).strip(chr(34))}`" for value in allowed)
+        free = [_words(member) for member in lists if not choices(member)]
+        said = "list of " if lists and not free else ""
+        said += " or ".join([", ".join(f"`{json.dumps(value).strip(chr(34))}`" for value in allowed), *free])
     else:
         said = " or ".join(dict.fromkeys(_words(member) for member in union_members(field.annotation)))
     limits = [limit for item in field.metadata for limit in _limits(item)]

@@ -193,6 +193,10 @@ def check_layout(config: RunConfig, model: Model, devices: int | None) -> None:
         from jaxllm.torch_backend.combinations import check_combinations
 
         check_combinations(config, model, devices)
+    else:
+        from jaxllm.jax_backend.combinations import check_combinations as check_jax
+
+        check_jax(config, model)
 
 
 def wanted_processes(config: RunConfig, processes: int | None) -> int:

@@ -20,6 +20,7 @@ from jaxllm.data.batch import Batch
 from jaxllm.data.pipeline import BatchPipeline
 from jaxllm.data.prepare import PreparedData, SplitName
 from jaxllm.data.prepare import prepare as prepare_data
+from jaxllm.errors import JaxllmError
 from jaxllm.evaluation import evaluate
 from jaxllm.families import check_sequence_length, resolve_model, task_of
 from jaxllm.generation import Sampling, generate, prompt_tokens
@@ -107,8 +108,8 @@ class Outcome:
 def train(plan: Plan, backend: Backend, resume_command: str) -> Outcome:
     """Run the plan to its end (collective).  resume_command: shown to whoever interrupts it."""
     with StopRequest() as stop:
-        progress = _start(plan, backend)
         try:
+            progress = _start(plan, backend)
             return _Loop(plan, backend, progress, stop, resume_command).run()
         finally:
             backend.close()
@@ -131,6 +132,11 @@ def _start(plan: Plan, backend: Backend) -> Progress:
         if checkpoint is not None:
             drop_portable(checkpoint)
     backend.barrier("run folder")
+    if not plan.folder.holds_a_run():
+        raise JaxllmError(
+            f"another process made {plan.folder.path}, and this one does not see it; set output_dir to a folder that all hosts "
+            "share"
+        )
     return checkpoint.progress if checkpoint else Progress()
 
 

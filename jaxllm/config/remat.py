@@ -21,12 +21,14 @@ REMAT_POINTS: Mapping[str, str] = {
     "value": "values",
     "attention_mixed": "what the attention kernel gives: mixed values, and the softmax's totals where the kernel keeps them",
     "attention_output": "the projection after attention",
+    "attention_output_norm": "the norm after attention, where a family has one",
     "attention_residual": "the residual stream between attention and MLP",
     "mlp_norm": "the norm before the MLP",
     "mlp_gate": "the product that goes through the activation of a gated MLP",
     "mlp_up": "the other product into the MLP",
     "mlp_inner": "what goes into the product out of the MLP",
     "mlp_output": "the product out of the MLP",
+    "mlp_output_norm": "the norm after the MLP, where a family has one",
 }
 """Points of a layer by name, in forward order."""
 

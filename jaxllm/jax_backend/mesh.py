@@ -11,8 +11,9 @@ from jax.sharding import AxisType, Mesh
 from jaxllm.config.remat import kept_points
 from jaxllm.config.schema import ParallelConfig, RunConfig
 from jaxllm.errors import ConfigError
+from jaxllm.jax_backend.combinations import check_combinations
 from jaxllm.jax_backend.offload import check_host_memory
-from jaxllm.jax_backend.sharding import MESH_AXES, Layout
+from jaxllm.jax_backend.sharding import MESH_AXES
 from jaxllm.run import Run
 
 
@@ -65,18 +66,13 @@ def _count(devices: int) -> str:
 
 
 def check_mesh(run: Run, mesh: Mesh) -> None:
-    """ConfigError when a mesh cuts what the run's model has not got, or cannot cut its rows.
-
-    What has to do with parameters is checked where they are laid out, in `sharding.parameter_shardings`.
-    """
-    if mesh.shape["expert"] > 1 and run.model.spec.mlp.experts is None:
-        raise ConfigError("parallel.expert", f"{mesh.shape['expert']} is not possible, the model has no experts; set it to 1")
+    """ConfigError when a mesh cannot do what the run asks of it (`check_combinations`), or its devices cannot."""
+    check_combinations(run.config, run.model)
     kept = kept_points(run.config.jax.remat)
     if kept and kept.host:
         check_host_memory(mesh, "jax.remat")
     if run.config.jax.offload_optimizer != "none":
         check_host_memory(mesh, "jax.offload_optimizer")
-    Layout(mesh).token_order(run.config.data.sequence_length)
 
 
 def create_mesh(config: RunConfig) -> Mesh:

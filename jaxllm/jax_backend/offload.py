@@ -48,8 +48,9 @@ def check_host_memory(mesh: Mesh, key: str) -> None:
     try:
         device.memory(HOST_MEMORY)
     except (jax.errors.JaxRuntimeError, ValueError):
-        kind = getattr(device, "device_kind", device.platform)
-        raise ConfigError(key, f"{kind} devices cannot keep arrays in the host's memory; set it to none") from None
+        raise ConfigError(
+            key, f"{device.device_kind} devices cannot keep arrays in the host's memory; set it to none"
+        ) from None
 
 
 def to_device(tree: TreeT) -> TreeT:

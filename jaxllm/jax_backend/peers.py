@@ -29,7 +29,7 @@ SILENCE = 45.0
 JAX_SILENCE = 300
 """The same for JAX's own service, which aborts the process; it is there for a process that can no longer look."""
 
-LINGER = 5.0
+LINGER = 3.0
 """Seconds that process 0, which keeps the board, stays for the others to read it."""
 
 _SUSPICION = 3 * INTERVAL  # the same, once a collective has failed

@@ -92,4 +92,6 @@ def mesh_layouts(precision: Precision) -> list[Layout]:
         Layout("jax", precision, fsdp=8),
         Layout("jax", precision, fsdp=4, tensor=2),
         Layout("jax", precision, data=2, fsdp=2, tensor=2),
+        Layout("jax", precision, data=2, context=4),
+        Layout("jax", precision, fsdp=2, tensor=2, context=2),
     ]

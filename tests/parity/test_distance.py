@@ -109,6 +109,8 @@ def test_layouts_have_the_names_that_people_use() -> None:
         "JAX, fsdp 8",
         "JAX, fsdp 4 x tensor 2",
         "JAX, data 2 x fsdp 2 x tensor 2",
+        "JAX, data 2 x context 4",
+        "JAX, fsdp 2 x tensor 2 x context 2",
         "DeepSpeed ZeRO 0, 2 processes",
         "DeepSpeed ZeRO 3, 2 processes",
     ]

@@ -14,8 +14,9 @@ from jaxllm.families.spec import AttentionSpec
 from jaxllm.jax_backend.attention.blocked import blocked_attention
 from jaxllm.jax_backend.attention.cudnn import check_cudnn, cudnn_attention
 from jaxllm.jax_backend.attention.kernel import AttentionKernel
-from jaxllm.jax_backend.attention.ring import RING, check_ring, ring_attention
+from jaxllm.jax_backend.attention.ring import RING, ring_attention
 from jaxllm.jax_backend.attention.xla import xla_attention
+from jaxllm.jax_backend.combinations import check_ring
 from jaxllm.jax_backend.precision import Policy
 
 # By JAX's name of the platform, the kernel that `auto` takes where it can.

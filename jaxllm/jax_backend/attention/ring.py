@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from jaxllm.errors import ConfigError
 from jaxllm.families.spec import AttentionSpec
 from jaxllm.jax_backend.attention.online import Keys, Pulled, Queries, absorb, finish, gradients, nothing_yet
 from jaxllm.jax_backend.attention.visibility import Visibility
@@ -58,18 +57,6 @@ def ring_attention(
     if dropout_key is not None and spec.dropout > 0.0:
         raise ValueError("ring attention has no dropout of its weights")
     return _attention(query_BSHD, key_BTKD, value_BTKD, visibility, spec, runtime)
-
-
-def check_ring(spec: AttentionSpec, wanted: str, shards: int) -> None:
-    """ConfigError when attention cannot be split over `shards` devices.  wanted: `jax.attention` of the run file."""
-    if wanted not in ("auto", "xla"):
-        raise ConfigError("jax.attention", f"{wanted} cannot split a sequence over parallel.context = {shards}; use auto")
-    if spec.dropout > 0.0:
-        raise ConfigError(
-            "parallel.context",
-            f"{shards} cannot be combined with dropout of attention weights (attention dropout = {spec.dropout}), which ring "
-            "attention does not have; set the model's attention dropout to 0, or parallel.context to 1",
-        )
 
 
 # Differentiated by hand: JAX would keep the keys and values of every visit, that is, of the whole sequence.

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 from jaxllm.errors import ConfigError
 from jaxllm.jax_backend.mesh import create_mesh, mesh_sizes
 from jaxllm.jax_backend.sharding import parameter_shardings
+from jaxllm.parity.tolerances import TOLERANCES
 from tests.unit.jax_backend import cases
 
 MESHES = {
@@ -41,6 +42,16 @@ def test_every_mesh_equals_one_device(start, family, capfd):
             assert cases.relative(*pair) <= cases.PARAMETER_BOUND, (name, tensor)
     # The partitioner complains there when it has to make a tensor whole that should stay in shards.
     assert capfd.readouterr().err == ""
+
+
+def test_meshes_equal_one_device_in_fp32_too(start):
+    run = cases.make_run()
+    wanted = cases.take_steps(start(run), run, range(3))
+    for name in ("data8", "fsdp2-context2-tensor2"):
+        run = cases.make_run(training={"micro_batch": 2}, parallel=MESHES[name], jax=EIGHT)
+        found = cases.take_steps(start(run), run, range(3))
+        assert found.losses == pytest.approx(wanted.losses, rel=TOLERANCES["fp32"].trajectory_loss), name
+        assert found.norms == pytest.approx(wanted.norms, rel=TOLERANCES["fp32"].value), name
 
 
 @pytest.mark.parametrize(

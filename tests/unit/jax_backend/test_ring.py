@@ -10,6 +10,7 @@ import pytest
 from jaxllm.errors import ConfigError
 from jaxllm.families.spec import AttentionSpec
 from jaxllm.jax_backend.attention import Visibility, ring, xla_attention
+from jaxllm.jax_backend.combinations import check_ring
 from jaxllm.jax_backend.mesh import mesh_of
 from jaxllm.jax_backend.model.runtime import Runtime
 from jaxllm.jax_backend.precision import policy_of
@@ -111,8 +112,8 @@ def test_zigzag_gives_every_device_an_early_and_a_late_chunk():
 
 def test_what_a_ring_cannot_do_is_refused():
     with pytest.raises(ConfigError, match=r"splash cannot split a sequence over parallel.context = 2; use auto") as caught:
-        ring.check_ring(make_spec(), "splash", 2)
+        check_ring(make_spec(), "splash", 2)
     assert caught.value.key == "jax.attention"
     with pytest.raises(ConfigError, match=r"2 cannot be combined with dropout of attention weights") as caught:
-        ring.check_ring(make_spec(dropout=0.1), "auto", 2)
+        check_ring(make_spec(dropout=0.1), "auto", 2)
     assert caught.value.key == "parallel.context"
