@@ -112,6 +112,6 @@ def test_devices_without_host_memory_are_refused():
     class Mesh:
         devices = np.array([Device()])
 
-    with pytest.raises(ConfigError, match="abacus devices cannot keep arrays in the host's memory") as caught:
+    with pytest.raises(ConfigError, match="abacus devices cannot use the memory of the host") as caught:
         check_host_memory(Mesh(), "jax.offload_optimizer")
     assert caught.value.key == "jax.offload_optimizer"
