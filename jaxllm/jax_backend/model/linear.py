@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxllm.jax_backend.gathering import gathered
+from jaxllm.jax_backend.gathering import gathered, with_gathered
 from jaxllm.jax_backend.model.parameter import parameter
 from jaxllm.jax_backend.model.runtime import Runtime
 
@@ -25,8 +26,8 @@ class Linear(nnx.Module):
         self.runtime = runtime
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = gathered(self.kernel[...], self.axes, self.runtime.layout.mesh)
-        y = contract(x, kernel, self.inputs, self.runtime)
+        product = partial(contract, inputs=self.inputs, runtime=self.runtime)
+        y = with_gathered(product, x, self.kernel[...], self.axes, self.runtime.layout.mesh)
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -60,5 +61,5 @@ class Embedding(nnx.Module):
 
     def attend(self, x_BSE: jax.Array) -> jax.Array:
         """Logits (B, S, rows)."""
-        table = gathered(self.embedding[...], self.axes, self.runtime.layout.mesh)
-        return contract(x_BSE, table.T, 1, self.runtime)
+        product = lambda x_BSE, table: contract(x_BSE, table.T, 1, self.runtime)  # noqa: E731
+        return with_gathered(product, x_BSE, self.embedding[...], self.axes, self.runtime.layout.mesh)

@@ -28,12 +28,15 @@ class Stretch(NamedTuple):
         return self.start + len(self.period) * self.repeats
 
     def take(self, stack: Any) -> Any:
-        """A tree of arrays (L, ...), one for each layer, as (repeats, period, ...) of this stretch."""
+        """A tree of arrays (L, ...), one for each layer, as (repeats, period, ...), or (repeats, ...) for turns of one layer.
+
+        A scan's body that used a part of what it is handed would keep a copy of it, all weights, for the backward pass.
+        """
         return jax.tree.map(self._take, stack)
 
     def _take(self, leaf: jax.Array) -> jax.Array:
         part = leaf if self.stop - self.start == leaf.shape[0] else leaf[self.start : self.stop]
-        return part.reshape(self.repeats, len(self.period), *leaf.shape[1:])
+        return part if len(self.period) == 1 else part.reshape(self.repeats, len(self.period), *leaf.shape[1:])
 
 
 def stretches(attentions: Sequence[AttentionSpec]) -> tuple[Stretch, ...]:

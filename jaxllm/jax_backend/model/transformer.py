@@ -160,8 +160,10 @@ class Transformer(nnx.Module):
     def _scan(
         self, layer: Callable[..., tuple[jax.Array, LayerOutputs]], stretch: Stretch, x_BSE: jax.Array, inputs: LayerInputs
     ) -> tuple[jax.Array, LayerOutputs]:
-        """One stretch of layers.  Leaves of `inputs` are (repeats, period, ...), of the outputs (layers, ...)."""
+        """One stretch of layers.  Leaves of `inputs` are as `Stretch.take` gives them, of the outputs (layers, ...)."""
         layers = [rematerialised(partial(layer, attention), self.runtime.remat) for attention in stretch.period]
+        if len(layers) == 1:
+            return jax.lax.scan(layers[0], x_BSE, inputs)
 
         def period(x_BSE: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, LayerOutputs]:
             outputs = []
