@@ -40,6 +40,9 @@ class BatchFeed:
         placed = {}
         for name, rows_RT in batch.fields().items():
             per_token = rows_RT.shape[1] == batch.sequence_length or name.startswith("source")
+            if per_token:
+                # Here and nowhere else: whatever belongs to a token goes where the token goes.
+                rows_RT = rows_RT[:, self._layout.token_order(rows_RT.shape[1])]
             placed[name] = self._place(rows_RT, self._tokens if per_token else self._rows)
         return DeviceBatch(**placed)
 
@@ -54,8 +57,6 @@ class BatchFeed:
         missing = self.rows - rows_RS.shape[0]
         if missing:
             rows_RS = np.concatenate([rows_RS, np.zeros((missing, length), rows_RS.dtype)])
-        # Here and nowhere else: whatever belongs to a token goes where the token goes.
-        rows_RS = rows_RS[:, self._layout.token_order(length)]
         rows = rows_RS.reshape(-1, plan.accumulation, plan.micro_batch, length).swapaxes(0, 1)
         local_ABS = np.ascontiguousarray(rows.reshape(plan.accumulation, -1, length))
         shape = (plan.accumulation, plan.micro_batch * self._parallel, length)
