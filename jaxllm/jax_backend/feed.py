@@ -40,10 +40,9 @@ class BatchFeed:
         placed = {}
         for name, rows_RT in batch.fields().items():
             per_token = rows_RT.shape[1] == batch.sequence_length or name.startswith("source")
-            if per_token:
-                # Here and nowhere else: whatever belongs to a token goes where the token goes.
-                rows_RT = rows_RT[:, self._layout.token_order(rows_RT.shape[1])]
-            placed[name] = self._place(rows_RT, self._tokens if per_token else self._rows)
+            # Here and nowhere else: whatever belongs to a token goes where the token goes.
+            order = self._layout.token_order(rows_RT.shape[1]) if per_token else slice(None)
+            placed[name] = self._place(rows_RT[:, order], self._tokens if per_token else self._rows)
         return DeviceBatch(**placed)
 
     def in_order(self, parts_AB: np.ndarray) -> np.ndarray:
