@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, SupportsFloat
@@ -153,6 +154,10 @@ class Backend(Protocol):
 
     def device_description(self) -> dict[str, object]:
         """Devices, mesh and library versions, for environment.json; `chip` and `devices` name the accelerator and count."""
+        ...
+
+    def profile(self, folder: Path) -> AbstractContextManager[None]:
+        """A context that writes a trace of what runs in it below `folder`, for TensorBoard's profile plugin and Perfetto."""
         ...
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """THE loop: batches, steps, evaluation, checkpoints, metrics.  It sees a backend only through its protocol.
 
-prepare    what a run is before any device is touched: data, model, steps, the checkpoint to resume from
-train      one run, from its first (or resumed) step to its last, its sample and its picture
+prepare_run   data, model and steps of a run file
+prepare       what a run is before any device is touched: data, model, steps, the checkpoint to resume from
+train         one run, from its first (or resumed) step to its last, its sample and its picture
 """
 
 from __future__ import annotations
@@ -59,6 +60,16 @@ class Plan:
         return CheckpointStore(self.folder.checkpoints, keep.keep, keep.keep_every)
 
 
+def prepare_run(config: RunConfig, *, progress: bool) -> tuple[Run, PreparedData]:
+    """The data, the model and the number of steps of a run file; raises JaxllmError for what does not fit together."""
+    data = prepare_data(config, progress=progress)
+    model = resolve_model(config.model, data.vocab_size, data.tokenizer.eos_id, task=task_of(config.objective))
+    check_sequence_length(model, config)
+    run = Run(config, model, total_steps(config))
+    check_schedule(run.total_steps, config.schedule)
+    return run, data
+
+
 def prepare(
     config: RunConfig,
     *,
@@ -74,20 +85,17 @@ def prepare(
     is there.  allow_changed: keys that may differ from the checkpoint's.  report: told what a person should know.  Raises
     JaxllmError.
     """
-    data = prepare_data(config, progress=progress)
-    model = resolve_model(config.model, data.vocab_size, data.tokenizer.eos_id, task=task_of(config.objective))
-    check_sequence_length(model, config)
-    run = Run(config, model, total_steps(config))
-    check_schedule(run.total_steps, config.schedule)
+    run, data = prepare_run(config, progress=progress)
     folder = RunFolder(config.folder)
-    identity = Identity(resolved(config, model), data.fingerprint)
+    identity = Identity(resolved(config, run.model), data.fingerprint)
     fresh = not (resume and folder.holds_a_run())
     plan = Plan(run, data, folder, identity, None, fresh, overwrite)
     if fresh:
         if not overwrite:
             folder.refuse_a_run()
-        if model.pretrained is not None:
-            for sentence in compare_folder(model, Path(model.pretrained)).sentences(Path(model.pretrained)):
+        pretrained = run.model.pretrained
+        if pretrained is not None:
+            for sentence in compare_folder(run.model, Path(pretrained)).sentences(Path(pretrained)):
                 report(sentence)
         return plan
     checkpoint = find_checkpoint(plan.store, identity, allow_changed, report)

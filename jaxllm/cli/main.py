@@ -25,6 +25,7 @@ VERBS = {
     "parity": Verb("jaxllm.cli.parity", "Measure how far JAX and PyTorch + DeepSpeed are apart on a run file."),
     "plan": Verb("jaxllm.cli.plan", "Say where a run fits, what it costs, and which settings are best."),
     "compile": Verb("jaxllm.cli.compile", "Compile the training step for a TPU topology, without a TPU."),
+    "bench": Verb("jaxllm.cli.bench", "Measure how fast a run file trains on this machine."),
     "data": Verb("jaxllm.cli.data", "Prepare, show and hash the data of a run file."),
     "config": Verb("jaxllm.cli.config", "Check and show run files, and print their schema."),
     "doctor": Verb("jaxllm.cli.doctor", "Show versions and devices, and what is missing."),

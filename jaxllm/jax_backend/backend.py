@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -210,6 +211,12 @@ class JaxBackend:
             "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
             "versions": {name: version(name) for name in packages},
         }
+
+    @contextmanager
+    def profile(self, folder: Path) -> Iterator[None]:
+        """A context that writes a trace of what runs in it below `folder`, of this process."""
+        with jax.profiler.trace(folder, create_perfetto_trace=True):
+            yield
 
     def close(self) -> None:
         """Finish writing, free the devices and leave the other processes."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -152,6 +153,14 @@ class DeepSpeedBackend:
             "threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
         }
+
+    @contextmanager
+    def profile(self, folder: Path) -> Iterator[None]:
+        """A context that writes a trace of what runs in it below `folder`, of this process."""
+        from torch.profiler import profile, tensorboard_trace_handler
+
+        with profile(on_trace_ready=tensorboard_trace_handler(str(folder), f"rank{self._group.rank}")):
+            yield
 
     def close(self) -> None:
         if self._engine is not None:
