@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from jaxllm.cli.options import handle_errors, run_file_options
+from jaxllm.cli.reports import check_writable, write_json
 
 if TYPE_CHECKING:
     from jaxllm.benchmarking import Measurement
@@ -51,6 +51,7 @@ def bench(
     from jaxllm.errors import ConfigError
     from jaxllm.training import prepare_run
 
+    check_writable(out)
     overrides = (*overrides, f"backend={backend}") if backend else overrides
     loaded = load_run(file, overrides)
     config = loaded.config
@@ -69,10 +70,17 @@ def bench(
         raise loaded.place(error) from None
     if measured is not None:
         click.echo(_table(config.backend, run.model.family, run.model.parameters, measured))
-        if out is not None:
-            _write(out, measured, run_file=str(file), overrides=overrides)
+        write_json(out, _report(file, overrides, measured))
         if profile is not None:
             click.echo(f"trace: {profile} (TensorBoard's profile plugin and https://ui.perfetto.dev open it)")
+
+
+def _report(file: Path, overrides: tuple[str, ...], measured: Measurement) -> dict[str, Any]:
+    from jaxllm.metrics.environment import describe_environment
+
+    numbers = dataclasses.asdict(measured)
+    environment = describe_environment(numbers.pop("device"))
+    return {"run_file": str(file), "set": list(overrides), "measured": numbers, "environment": environment}
 
 
 def _table(backend: str, family: str, parameters: int, measured: Measurement) -> str:
@@ -98,20 +106,3 @@ def _table(backend: str, family: str, parameters: int, measured: Measurement) ->
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms"
-
-
-def _write(out: Path, measured: Measurement, *, run_file: str, overrides: tuple[str, ...]) -> None:
-    from jaxllm.errors import JaxllmError
-    from jaxllm.metrics.environment import describe_environment
-
-    report = {
-        "run_file": run_file,
-        "set": list(overrides),
-        "measured": dataclasses.asdict(measured),
-        "environment": describe_environment(measured.device),
-    }
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report, indent=2, default=str) + "\n")
-    except OSError as error:
-        raise JaxllmError(f"{out} cannot be written: {error.strerror}; give --json another file") from None

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from jaxllm.cli.options import handle_errors, run_file_options
+from jaxllm.cli.reports import check_writable, write_json
 
 
 @click.command(name="compile")
@@ -54,12 +52,12 @@ def compile(  # noqa: A001 - the verb's name
 
     where = parse_topology(topology, slices)
     require_libtpu()
-    _check_writable(json_out)
+    check_writable(json_out)
     config = load_run(file, overrides).config
     if tune:
         found = search(config, where, trials=trials, report=_say)
         _print(trial_lines(found, where))
-        _write(json_out, {"topology": str(where), "trials": [trial.to_json() for trial in found]})
+        write_json(json_out, {"topology": str(where), "trials": [trial.to_json() for trial in found]})
         sys.exit(0 if any(trial.study is not None and trial.study.fits for trial in found) else 1)
     _say(f"compiling {config.name} for {where}")
     result = study(config, where, keep=keep)
@@ -67,7 +65,7 @@ def compile(  # noqa: A001 - the verb's name
     remedies = [] if result.fits or no_remedies else find_remedies(config, where, report=_say)
     if not result.fits and not no_remedies:
         _print(remedy_lines(remedies, where))
-    _write(json_out, {**result.to_json(), "remedies": [remedy.to_json() for remedy in remedies]})
+    write_json(json_out, {**result.to_json(), "remedies": [remedy.to_json() for remedy in remedies]})
     sys.exit(0 if result.fits else 1)
 
 
@@ -78,16 +76,3 @@ def _print(text: Any) -> None:
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
-
-
-def _check_writable(file: Path | None) -> None:
-    """Say now, and not after an hour, that the report cannot be written."""
-    from jaxllm.errors import JaxllmError
-
-    if file is not None and (file.is_dir() or not os.access(file.absolute().parent, os.W_OK)):
-        raise JaxllmError(f"cannot write {file}: it is a folder, or the folder it is in is missing or not writable")
-
-
-def _write(file: Path | None, content: Mapping[str, Any]) -> None:
-    if file is not None:
-        file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import click
 
 from jaxllm.cli.options import handle_errors
+from jaxllm.cli.reports import check_writable, write_json
 
 if TYPE_CHECKING:
     from jaxllm.config.schema import Precision
@@ -89,7 +89,7 @@ def parity(file: Path | None, overrides: tuple[str, ...], **options: Any) -> Non
     if wanted.find and (wanted.model or wanted.html_out):
         raise click.UsageError("--find belongs to a run FILE, and writes no HTML")
     require_deepspeed("jaxllm parity")
-    _check_writable(wanted.json_out, wanted.html_out)
+    check_writable(wanted.json_out, wanted.html_out)
     _stay_on_the_cpu()
     with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="jaxllm-parity-") as folder:
         if file is None:
@@ -218,27 +218,13 @@ def _find(subject: Subject, wanted: Options) -> int:
         console.print(f"note: {note}", style="yellow", soft_wrap=True)
     finding = find(subject.in_precision(precision), subject.data, precision)
     console.print(finding)
-    _write_json(wanted.json_out, finding.to_json())
+    write_json(wanted.json_out, finding.to_json())
     return 0 if finding.agrees else 1
 
 
-def _check_writable(*files: Path | None) -> None:
-    """Say now, and not after an hour, that a report cannot be written."""
-    from jaxllm.errors import JaxllmError
-
-    for file in files:
-        if file is not None and (file.is_dir() or not os.access(file.absolute().parent, os.W_OK)):
-            raise JaxllmError(f"cannot write {file}: it is a folder, or the folder it is in is missing or not writable")
-
-
 def _write(report: Report, wanted: Options) -> None:
-    _write_json(wanted.json_out, report.to_json())
+    write_json(wanted.json_out, report.to_json())
     if wanted.html_out is not None:
         from jaxllm.parity.html import html_report
 
         wanted.html_out.write_text(html_report(report), encoding="utf-8")
-
-
-def _write_json(file: Path | None, content: Mapping[str, Any]) -> None:
-    if file is not None:
-        file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from jaxllm.cli.options import handle_errors, run_file_options
+from jaxllm.cli.reports import check_writable, write_json
 
 
 @click.command()
@@ -46,13 +46,13 @@ def plan(
     from jaxllm.planning.devices import USUAL, parse_devices
     from jaxllm.planning.plan import make_plan
 
+    check_writable(json_path)
     config = load_run(file, overrides).config
     asked = [parse_devices(each) for each in chips]
     model = resolve(config)
     check_sequence_length(model, config)
     made = make_plan(config, model, asked or [parse_devices(each) for each in USUAL], budget_hours)
-    if json_path is not None:
-        json_path.write_text(json.dumps(report.to_json(made), indent=2) + "\n", encoding="utf-8")
+    write_json(json_path, report.to_json(made))
     shown = made if asked else report.shortened(made)
     for line in report.lines(shown, best):
         click.echo(line)
