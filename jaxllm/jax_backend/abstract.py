@@ -60,18 +60,22 @@ def _over_slices(shape: tuple[int, ...], slices: int) -> tuple[tuple[int, ...], 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A compiled step.  memory: the compiler's own analysis of one device, in bytes."""
+    """A compiled step.
+
+    memory: the compiler's own analysis of one device, in bytes.  processor_seconds: of tracing and compiling.
+    """
 
     executable: Any
     trace_seconds: float
     compile_seconds: float
+    processor_seconds: float
     memory: Mapping[str, int]
     flops: float | None
 
 
 def compile_step(parts: Assembly, run: Run, mesh: Mesh) -> Compiled:
     """Compile a step ahead of time; jax.errors.JaxRuntimeError (RESOURCE_EXHAUSTED) when it does not fit."""
-    started = time.perf_counter()
+    started, processor = time.perf_counter(), time.process_time()
     lowered = parts.train_step.lower(*abstract_arguments(parts, run, mesh))  # type: ignore[attr-defined]
     traced = time.perf_counter()
     executable = lowered.compile()
@@ -83,6 +87,7 @@ def compile_step(parts: Assembly, run: Run, mesh: Mesh) -> Compiled:
         executable,
         traced - started,
         finished - traced,
+        time.process_time() - processor,
         {name.removesuffix("_in_bytes"): int(getattr(analysis, name)) for name in names},
         cost.get("flops"),
     )

@@ -64,6 +64,7 @@ def respond(request: dict[str, Any]) -> dict[str, Any]:
         "memory": dict(compiled.memory),
         "trace_seconds": compiled.trace_seconds,
         "compile_seconds": compiled.compile_seconds,
+        "processor_seconds": compiled.processor_seconds,
         "xla_flops": compiled.flops,
         "attention_blocks": _blocks(parts.network.runtime.attention),
         "parameter_shards": {

@@ -25,7 +25,8 @@ from jaxllm.planning.tpu.topology import Topology
 class Study:
     """A compiled step, understood.  needed_bytes: of one device; capacity_bytes: what it has.  tokens: of one step.
 
-    memory and prediction: None when the step does not fit.  model_flops: of one step over all devices.
+    memory and prediction: None when the step does not fit.  model_flops: of one step over all devices.  processor_seconds: of
+    tracing and compiling, for machines that do other things too.
     """
 
     config: RunConfig
@@ -44,6 +45,7 @@ class Study:
     attention: str | None
     trace_seconds: float | None
     compile_seconds: float | None
+    processor_seconds: float | None
     wall_seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -72,6 +74,7 @@ class Study:
             "prediction": None if self.prediction is None else self.prediction.to_json(),
             "trace_seconds": self.trace_seconds,
             "compile_seconds": self.compile_seconds,
+            "processor_seconds": self.processor_seconds,
             "wall_seconds": self.wall_seconds,
         }
 
@@ -124,6 +127,7 @@ def study(config: RunConfig, topology: Topology, *, keep: Path | None = None) ->
         attention=None if not compiled.fits else "splash" if blocks else "xla",
         trace_seconds=answer.get("trace_seconds"),
         compile_seconds=answer.get("compile_seconds"),
+        processor_seconds=answer.get("processor_seconds"),
         wall_seconds=compiled.wall_seconds,
     )
 

@@ -32,7 +32,8 @@ def lines(study: Study) -> Iterator[str]:
         ]
     )
     if study.compile_seconds is not None and study.trace_seconds is not None:
-        yield f"  compiled in {study.compile_seconds:.1f} s, traced in {study.trace_seconds:.1f} s"
+        processor = "" if study.processor_seconds is None else f" ({study.processor_seconds:.0f} s of the processor)"
+        yield f"  compiled in {study.compile_seconds:.1f} s, traced in {study.trace_seconds:.1f} s{processor}"
     yield ""
     yield from _memory(study)
     if study.prediction is not None:

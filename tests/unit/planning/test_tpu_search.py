@@ -51,7 +51,7 @@ def compiler(monkeypatch):
             found = prediction(speed(config)) if size <= capacity else None
             return Study(
                 config, resolve_model(config.model), topology, None, 1, 1, 1, size <= capacity, int(size), capacity,
-                None, found, 1.0, None, None, None, 0.0,
+                None, found, 1.0, None, None, None, None, 0.0,
             )  # fmt: skip
 
         monkeypatch.setattr(remedies, "study", study)
