@@ -29,6 +29,8 @@ def spelled(changes: Changes) -> str:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
     return "null" if value is None else str(value)
 
 

@@ -22,7 +22,11 @@ _FUNCTIONS: Mapping[tuple[str, str], str] = {
     ("model/transformer", "_embed"): "embedding",
     ("model/transformer", "_logits"): "head",
     ("model/transformer", "_layers"): "layer scan",
+    ("model/transformer", "_scan"): "layer scan",
     ("model/transformer", "layer"): "layer scan",
+    ("model/transformer", "period"): "layer scan",
+    ("model/transformer", "_rotary"): "rope",
+    ("model/stack", "_take"): "layer scan",
     ("model/block", "__call__"): "residual",
 }
 

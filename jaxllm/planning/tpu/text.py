@@ -27,7 +27,7 @@ def lines(study: Study) -> Iterator[str]:
             f"global batch {config.training.global_batch} x {config.data.sequence_length} tokens",
             *([f"micro-batch {study.micro_batch} x {study.accumulation}"] if study.micro_batch else []),
             config.training.precision,
-            f"remat {config.jax.remat}",
+            f"remat {config.jax.remat if isinstance(config.jax.remat, str) else ' '.join(config.jax.remat)}",
             *([f"{study.attention} attention"] if study.attention else []),
         ]
     )
