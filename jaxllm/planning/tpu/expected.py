@@ -19,8 +19,8 @@ def expected_matmul_flops(
 ) -> float | None:
     """FLOPs of one device's products of a step.  tokens: of the global batch.  ways: devices that share the work.
 
-    None where the formula does not know: a head with products of its own, experts, and points kept by name with attention written out,
-    of whose products what runs again depends on both.
+    None where the formula does not know: a head with products of its own, experts, and points kept by name with attention
+    written out, of whose products what runs again depends on both.
     """
     if model.head != HeadSpec() or model.mlp.experts is not None:
         return None
