@@ -104,7 +104,7 @@ def _pmi(environment: Mapping[str, str], coordinator: str | None) -> Rendezvous 
     # It names no host; without --coordinator only processes of one machine can meet.
     if on_this_node < count and not coordinator:
         raise BackendError("this MPI does not say where process 0 runs; add --coordinator HOST:PORT with an address of it")
-    job = environment.get("PMI_PORT") or environment.get("HYDI_CONTROL_FD") or str(os.getppid())
+    job = environment.get("PMI_PORT") or str(os.getppid())
     return Rendezvous(coordinator or f"127.0.0.1:{_port(job)}", int(environment["PMI_RANK"]), count, local)
 
 
