@@ -1,8 +1,8 @@
 """The order of tokens on a mesh that splits the sequence.
 
 Cut evenly, the devices with late tokens would have most of the work of causal attention, since a token sees all earlier ones.
-Cut in 2N chunks, of which device i takes chunk i and chunk 2N - 1 - i, every device has the same.  Megatron's context parallelism
-cuts rows like this; Striped Attention (arXiv:2311.09431) balances token by token.
+Cut in 2N chunks, of which device i takes chunk i and chunk 2N - 1 - i, every device has the same.  Megatron's context
+parallelism cuts rows like this; Striped Attention (arXiv:2311.09431) balances token by token.
 """
 
 from __future__ import annotations
