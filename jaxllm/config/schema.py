@@ -142,6 +142,17 @@ class OptimizerConfig(Section):
     eps: Annotated[float, Field(gt=0.0)] = Field(1e-8, description="Added to the root of the second moment.")
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.1, description="Only matrices and embeddings decay.")
     clip_norm: Annotated[float, Field(gt=0.0)] | None = Field(1.0, description="Global gradient norm; null: no clipping.")
+    frozen: tuple[str, ...] = Field(
+        (), description="Patterns (`*`, `?`) of the Hugging Face names of weights that stay as they are."
+    )
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="Each layer's learning rate as a fraction of that of the layer above it; the head has the full one."
+    )
+
+    @field_validator("frozen", mode="before")
+    @classmethod
+    def _list(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
 
 
 class ScheduleConfig(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from jaxllm.config.batch import resolve_batch
 from jaxllm.errors import ConfigError
+from jaxllm.families.spec import HeadSpec
 from jaxllm.jax_backend.assembly import Assembly
 from jaxllm.jax_backend.mesh import mesh_sizes
 from jaxllm.jax_backend.optimizer import Moments, StepScalars
@@ -108,7 +109,16 @@ def abstract_arguments(parts: Assembly, run: Run, mesh: Mesh) -> tuple[Any, ...]
     def place(dtype: Any, shape: tuple[int, ...] = (), sharding: NamedSharding = layout.whole) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    dtypes = (jnp.int32, jnp.int32, jnp.float32, jnp.int32, jnp.int32)
-    batch: Any = DeviceBatch(*(place(dtype, shape, rows) for dtype in dtypes))  # type: ignore[arg-type]
+    tokens = place(jnp.int32, shape, rows)
+    batch: Any = DeviceBatch(tokens, *_targets(run.model.spec.head, place, shape, rows), tokens, tokens)  # type: ignore[arg-type]
     scalars = StepScalars(*(place(policy.master) for _ in StepScalars._fields))
     return params, Moments(exp_avg, exp_avg_sq), batch, scalars, place(jnp.uint32)
+
+
+def _targets(head: HeadSpec, place: Callable[..., Any], shape: tuple[int, ...], rows: NamedSharding) -> tuple[Any, Any]:
+    """Targets and their weights: of every token, or of every row."""
+    if head.kind != "sequence-classification":
+        return place(jnp.int32, shape, rows), place(jnp.float32, shape, rows)
+    is_label = head.loss == "cross-entropy"
+    of_row = (*shape[:2], 1 if is_label else head.outputs)
+    return place(jnp.int32 if is_label else jnp.float32, of_row), place(jnp.float32, of_row)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
+from numpy.typing import NDArray
 
 from jaxllm.errors import ConfigError
+from jaxllm.families.rates import leaf_scales, rate_scales
 from jaxllm.jax_backend.attention.choose import kernel_of
 from jaxllm.jax_backend.mesh import check_mesh
 from jaxllm.jax_backend.model.runtime import Runtime
@@ -33,6 +37,7 @@ class Assembly:
     storage: Storage
     optimizer: optax.GradientTransformationExtraArgs
     train_step: TrainStep
+    rates: Mapping[str, NDArray[np.float64]]
 
 
 def runtime_of(run: Run, mesh: Mesh) -> Runtime:
@@ -53,7 +58,8 @@ def assemble(run: Run, mesh: Mesh) -> Assembly:
     check_mesh(run, mesh)
     network = build_network(run.model.spec, runtime_of(run, mesh))
     shardings = parameter_shardings(rules, mesh)
-    optimizer = adamw(config.optimizer, {path: rule.decays for rule in rules for path in rule.paths})
+    rates = leaf_scales(run.model, rate_scales(run.model, config.optimizer))
+    optimizer = adamw(config.optimizer, {path: rule.decays for rule in rules for path in rule.paths}, rates)
     storage = storage_of(shardings, config.jax.offload_optimizer)
-    train_step = build_train_step(network, optimizer, config.optimizer, shardings, config.seed, storage)
-    return Assembly(network, shardings, storage, optimizer, train_step)
+    train_step = build_train_step(network, optimizer, config.optimizer, shardings, config.seed, storage, rates)
+    return Assembly(network, shardings, storage, optimizer, train_step, rates)

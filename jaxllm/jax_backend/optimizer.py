@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from numpy.typing import NDArray
 
 from jaxllm.backend import Hyper
 from jaxllm.config.schema import OptimizerConfig
 from jaxllm.jax_backend.network import Params
 
 LeafT = TypeVar("LeafT")
+NO_RATES: Mapping[str, NDArray[np.float64]] = MappingProxyType({})
 
 
 class Moments(NamedTuple, Generic[LeafT]):
@@ -56,11 +59,14 @@ def _lerp(start: jax.Array, end: jax.Array, weight: float) -> jax.Array:
     return start + weight * (end - start) if weight < 0.5 else end - (end - start) * (1.0 - weight)
 
 
-def adamw(config: OptimizerConfig, decays: Mapping[str, bool]) -> optax.GradientTransformationExtraArgs:
+def adamw(
+    config: OptimizerConfig, decays: Mapping[str, bool], rates: Mapping[str, NDArray[np.float64]] = NO_RATES
+) -> optax.GradientTransformationExtraArgs:
     """AdamW over a flat dict of parameters; `update` takes the step's `scalars` as an extra argument.
 
-    decays: whether a parameter (by Flax path) decays.  The updates are differences: applied with `optax.apply_updates` they
-    give the new parameter to within a unit in the last place.
+    decays: whether a parameter (by Flax path) decays.  rates: what its learning rate is multiplied by, where that is not 1.
+    The updates are differences: applied with `optax.apply_updates` they give the new parameter to within a unit in the last
+    place.
     """
     beta1, beta2 = config.betas
 
@@ -69,6 +75,9 @@ def adamw(config: OptimizerConfig, decays: Mapping[str, bool]) -> optax.Gradient
         return Moments(exp_avg, exp_avg_sq)
 
     def one(path: str, p: jax.Array, m: jax.Array, v: jax.Array, g: jax.Array, scalars: StepScalars) -> tuple[jax.Array, ...]:
+        if path in rates:
+            rate = jnp.asarray(rates[path], p.dtype)
+            scalars = scalars._replace(step_size=scalars.step_size * rate, keep=1.0 - (1.0 - scalars.keep) * rate)
         new = p * scalars.keep if decays[path] and config.weight_decay else p
         m = _lerp(m, g, 1.0 - beta1)
         v = v * beta2 + ((1.0 - beta2) * g) * g

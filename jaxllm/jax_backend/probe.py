@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from numpy.typing import NDArray
 
 from jaxllm.backend import Hyper
 from jaxllm.config.batch import BatchPlan
@@ -86,7 +87,7 @@ class JaxProbe:
             mesh=mesh,
             network=network,
             params=load_params(params, run.model.rules, shardings, network.runtime.policy.master),
-            gradients=_build_gradients(network, shardings),
+            gradients=_build_gradients(network, shardings, parts.rates),
             logits=_build_logits(network),
             capture=_build_capture(network),
             zero_moments=jax.jit(parts.optimizer.init),
@@ -150,12 +151,12 @@ def _examined(run: Run) -> Run:
 
 
 def _build_gradients(
-    network: Network, shardings: Mapping[str, NamedSharding]
+    network: Network, shardings: Mapping[str, NamedSharding], rates: Mapping[str, NDArray[np.float64]]
 ) -> Callable[[Params, DeviceBatch], tuple[jax.Array, Params]]:
     """Loss and gradients as training computes them."""
 
     def compute(params: Params, batch: DeviceBatch) -> tuple[jax.Array, Params]:
-        metrics, gradients = loss_and_gradients(network, shardings, params, batch, lambda _: None)
+        metrics, gradients = loss_and_gradients(network, shardings, params, batch, lambda _: None, rates)
         return metrics.loss, gradients
 
     return jax.jit(compute)

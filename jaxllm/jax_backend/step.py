@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding
+from numpy.typing import NDArray
 
 from jaxllm.config.schema import OptimizerConfig
 from jaxllm.jax_backend import loss as losses
@@ -21,7 +23,7 @@ from jaxllm.jax_backend.model.experts import Routing, no_routing
 from jaxllm.jax_backend.model.tap import NO_TAP, Tap
 from jaxllm.jax_backend.network import Network, Params
 from jaxllm.jax_backend.offload import Storage, storage_of, to_device
-from jaxllm.jax_backend.optimizer import Moments, StepScalars, clip_factor
+from jaxllm.jax_backend.optimizer import NO_RATES, Moments, StepScalars, clip_factor
 
 
 class DeviceBatch(NamedTuple):
@@ -95,11 +97,12 @@ def loss_and_gradients(
     params: Params,
     batch: DeviceBatch,
     key_of: Callable[[jax.Array], jax.Array | None],
+    rates: Mapping[str, NDArray[np.float64]] = NO_RATES,
 ) -> tuple[StepMetrics, Params]:
     """Mean loss over the global batch and its gradients, accumulated over micro-batches in the statistics dtype.
 
     The number of target tokens is known before the first micro-batch, so each contributes its exact share whatever its size.
-    key_of: the dropout key of a micro-batch.
+    key_of: the dropout key of a micro-batch.  rates: see `adamw`; what is 0 is frozen and has no gradient.
     """
     statistics = network.runtime.policy.statistics
     used = network.cast(params)
@@ -122,6 +125,9 @@ def loss_and_gradients(
         numbers = jnp.arange(batch.inputs.shape[0], dtype=jnp.int32)
         nothing = (jnp.zeros((), statistics), no_routing(network.spec, statistics), zeros)
         (loss, routing, gradients), _ = jax.lax.scan(add, nothing, (numbers, batch))
+    for path, rate in rates.items():
+        if not np.all(rate):
+            gradients[path] = jnp.where(jnp.asarray(rate == 0.0), jnp.zeros((), statistics), gradients[path])
     norm = jnp.sqrt(sum((jnp.sum(gradient * gradient) for gradient in gradients.values()), jnp.zeros((), statistics)))
     return StepMetrics(loss, norm, tokens, {} if routing is None else routing.statistics()), gradients
 
@@ -137,11 +143,12 @@ def build_train_step(
     shardings: Mapping[str, NamedSharding],
     seed: int,
     storage: Storage | None = None,
+    rates: Mapping[str, NDArray[np.float64]] = NO_RATES,
 ) -> TrainStep:
     """One compiled step; parameters and moments are donated and come back to where they were.
 
     shardings: of parameters and gradients while they are computed with.  storage: where parameters and moments are kept, if
-    not there.
+    not there.  rates: see `adamw`.
 
     When loss or gradient norm is not finite, parameters and moments come back as they were.
     """
@@ -154,7 +161,7 @@ def build_train_step(
         params: Params, moments: Moments[jax.Array], batch: DeviceBatch, scalars: StepScalars, index: jax.Array
     ) -> tuple[Params, Moments[jax.Array], StepMetrics]:
         key_of = lambda micro: step_key(seed, index, micro) if has_dropout else None  # noqa: E731
-        metrics, gradients = loss_and_gradients(network, shardings, params, batch, key_of)
+        metrics, gradients = loss_and_gradients(network, shardings, params, batch, key_of, rates)
         factor = clip_factor(metrics.gradient_norm, config.clip_norm)
         gradients = jax.tree.map(lambda gradient: gradient * factor, gradients)
         if is_offloaded:

@@ -22,7 +22,7 @@ from jaxllm.torch_backend.libraries import import_deepspeed
 from jaxllm.torch_backend.masters import MasterWeights
 from jaxllm.torch_backend.mesh import Mesh
 from jaxllm.torch_backend.model import ModelInputs, build_model
-from jaxllm.torch_backend.optimizer import ClippedAdamW, adamw, parameter_groups
+from jaxllm.torch_backend.optimizer import RATE, ClippedAdamW, adamw, freeze, parameter_groups
 from jaxllm.torch_backend.tensor_parallel import ShardedStore, Split, split_model
 from jaxllm.torch_backend.transfer import FragmentStore, PartitionStore, ReplicatedStore, Store
 from jaxllm.torch_backend.ulysses import share_sequences, whole_sequences
@@ -110,10 +110,11 @@ class PlainEngine:
         with self.numerics():
             self._model = build_model(run.model, config.deepspeed.attention, self.dtype, mesh.group.device)
         splits = _divide(self._model, mesh)
+        freeze(dict(self._model.named_parameters()), run.model, config.optimizer)
         self._masters = MasterWeights(self._model) if training and self.dtype == torch.bfloat16 else None
         named = dict(self._model.named_parameters()) if self._masters is None else self._masters.named_masters()
         self._parameters = _parameters(run, named)
-        groups = parameter_groups(self._parameters, run.model.rules, config.optimizer)
+        groups = parameter_groups(self._parameters, run.model, config.optimizer)
         self._optimizer = ClippedAdamW(groups, config.optimizer, mesh, [self._parameters[name] for name in splits])
         store = ReplicatedStore(self._parameters, self._optimizer, self._masters)
         self._store: Store = ShardedStore(store, splits, mesh) if splits else store
@@ -176,11 +177,12 @@ class DeepSpeedEngine:
             model = build_model(run.model, config.deepspeed.attention, self.dtype, mesh.group.device)
         splits = _divide(model, mesh)
         _prepare(model, run)
+        freeze(dict(model.named_parameters()), run.model, config.optimizer)
         self._network = model
         self._masters = MasterWeights(model) if self._stage == 0 and self.dtype == torch.bfloat16 else None
         named = dict(model.named_parameters()) if self._masters is None else self._masters.named_masters()
         self._parameters = _parameters(run, named)
-        groups = parameter_groups(self._parameters, run.model.rules, config.optimizer)
+        groups = parameter_groups(self._parameters, run.model, config.optimizer)
         sharded = [self._parameters[name] for name in splits]
         optimizer = (
             ClippedAdamW(groups, config.optimizer, mesh, sharded) if self._stage == 0 else adamw(groups, config.optimizer)
@@ -260,4 +262,4 @@ class DeepSpeedEngine:
 
 def _set_learning_rate(optimizer: Any, learning_rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group[RATE]

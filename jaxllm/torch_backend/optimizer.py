@@ -9,20 +9,39 @@ import torch
 from torch.nn import Parameter
 
 from jaxllm.config.schema import OptimizerConfig
-from jaxllm.families import WeightRule, flatten
+from jaxllm.families import Model, flatten
+from jaxllm.families.rates import rate_scales
 from jaxllm.torch_backend.mesh import Mesh
 
+RATE = "rate"
 
-def parameter_groups(
-    parameters: Mapping[str, Parameter], rules: Sequence[WeightRule], config: OptimizerConfig
-) -> list[dict[str, Any]]:
-    """The optimiser's parameter groups: what decays, then what does not, each in checkpoint order."""
-    decays = {name: rule.decays for name, rule, _ in flatten(rules)}
+
+def parameter_groups(parameters: Mapping[str, Parameter], model: Model, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """The optimiser's parameter groups: what decays, then what does not, each in checkpoint order.
+
+    Weights whose learning rates differ are in groups of their own; RATE is what a group's is multiplied by.  Frozen weights
+    stay with the optimiser at a rate of zero, and have no gradient, so that a state has the same parts whatever is frozen.
+    """
+    scales = rate_scales(model, config)
+    decays = {name: rule.decays for name, rule, _ in flatten(model.rules)}
+    rates = list(dict.fromkeys(scales.values())) or [1.0]
     groups = [
-        {"params": [parameters[name] for name in decays if decays[name] is wanted], "weight_decay": decay}
+        {
+            "params": [parameters[name] for name in decays if decays[name] is wanted and scales.get(name, 1.0) == rate],
+            "weight_decay": decay,
+            RATE: rate,
+        }
         for wanted, decay in ((True, config.weight_decay), (False, 0.0))
+        for rate in rates
     ]
     return [group for group in groups if group["params"]]
+
+
+def freeze(named: Mapping[str, Parameter], model: Model, config: OptimizerConfig) -> None:
+    """Take away the gradients of frozen weights.  named: the parameters of the model that computes."""
+    for name, scale in rate_scales(model, config).items():
+        if scale == 0.0:
+            named[name].register_hook(torch.zeros_like)  # type: ignore[no-untyped-call]
 
 
 def adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:

@@ -11,14 +11,17 @@ import pytest
 from jaxllm.backend import create_backend
 from jaxllm.config.schema import BackendName, Precision
 from jaxllm.data.pipeline import BatchPipeline
+from jaxllm.families import flatten
+from jaxllm.families.rates import rate_scales
 from jaxllm.parity import levels
 from jaxllm.parity.find import find
-from jaxllm.parity.subject import Subject
+from jaxllm.parity.subject import Subject, examine
 from jaxllm.parity.tolerances import TOLERANCES, has_gradient, relative_error
 from jaxllm.run import on_one_device
 from jaxllm.schedule import hyper
 from jaxllm.state import Progress, TrainingState
-from tests.parity.tasks import CASES, subject
+from jaxllm.state.initial import InitialWeights
+from tests.parity.tasks import CASES, config, subject
 
 pytest.importorskip("torch", reason="the other side of every comparison")
 
@@ -101,3 +104,31 @@ def test_every_point_inside_agrees(family: str, objective: str, folder: Path) ->
     assert {"embedding", "layers.1.attention_residual_norm", "layers.1.mlp_residual", "logits"} <= {
         s.name for s in finding.steps
     }
+
+
+def test_frozen_and_slower_layers_are_the_same_on_both_backends(folder: Path) -> None:
+    """Frozen weights stay, bit for bit, and take no part in the norm; rates fall towards the embeddings."""
+    optimizer = {
+        "learning_rate": 1e-3,
+        "weight_decay": 0.1,
+        "layer_decay": 0.5,
+        "frozen": ["bert.embeddings.*", "*layer.0.attention*"],
+    }
+    examined = examine(config("bert", "single", folder, optimizer=optimizer), folder)
+    scales = rate_scales(examined.run.model, examined.run.config.optimizer)
+    assert scales["classifier.weight"] == scales["bert.pooler.dense.bias"] == 1.0
+    assert scales["bert.encoder.layer.1.output.dense.weight"] == 0.5
+    assert scales["bert.encoder.layer.0.output.dense.weight"] == 0.25
+    frozen = {name for name, scale in scales.items() if scale == 0.0}
+    assert {"bert.embeddings.word_embeddings.weight", "bert.encoder.layer.0.attention.self.key.bias"} <= frozen
+    losses, wanted = _train("jax", examined, None, STEPS)
+    torch_losses, found = _train("deepspeed", examined, None, STEPS)
+    assert relative_error(torch_losses, losses) <= TOLERANCES["fp64"].trajectory_loss
+    initial = InitialWeights(examined.run.model, examined.run.config.seed)
+    idle = {name for name, rule, _ in flatten(examined.run.model.rules) if rule.idle}
+    for name in scales:
+        for side in (wanted, found):
+            assert np.array_equal(side.params.read(name), initial.read(name)) == (name in frozen), name
+        if name not in idle:
+            error = relative_error(found.params.read(name), wanted.params.read(name))
+            assert error <= TOLERANCES["fp64"].trajectory_parameters, name

@@ -105,7 +105,7 @@ def test_an_exported_tensor_is_not_a_view_of_the_model() -> None:
 def test_matrices_and_embeddings_decay_and_nothing_else_does() -> None:
     run = make_run("gpt2")
     named = dict(build_model(run.model, "sdpa", torch.float32, torch.device("cpu")).named_parameters())
-    decaying, rest = parameter_groups(named, run.model.rules, run.config.optimizer)
+    decaying, rest = parameter_groups(named, run.model, run.config.optimizer)
     assert (decaying["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
     assert {p.ndim for p in decaying["params"]} == {2}
     assert {p.ndim for p in rest["params"]} == {1}
