@@ -24,6 +24,7 @@ from jaxllm.data.prepare import prepare as prepare_data
 from jaxllm.errors import JaxllmError
 from jaxllm.evaluation import evaluate
 from jaxllm.families import check_sequence_length, resolve_model, task_of
+from jaxllm.families.rates import rate_scales
 from jaxllm.generation import Sampling, generate, prompt_tokens
 from jaxllm.interrupts import StopRequest
 from jaxllm.ledger import Ledger
@@ -65,6 +66,7 @@ def prepare_run(config: RunConfig, *, progress: bool) -> tuple[Run, PreparedData
     data = prepare_data(config, progress=progress)
     model = resolve_model(config.model, data.vocab_size, data.tokenizer.eos_id, task=task_of(config.objective))
     check_sequence_length(model, config)
+    rate_scales(model, config.optimizer)  # refuses patterns that name no weight
     run = Run(config, model, total_steps(config))
     check_schedule(run.total_steps, config.schedule)
     return run, data

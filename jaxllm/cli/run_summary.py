@@ -13,6 +13,7 @@ from jaxllm.config.schema import TokenizerConfig
 from jaxllm.data.fields import check_examples
 from jaxllm.data.special_tokens import CONVENTIONS
 from jaxllm.families import Model, check_sequence_length, resolve_model, task_of
+from jaxllm.families.rates import rate_scales
 from jaxllm.metrics.flops import flops_per_token
 from jaxllm.schedule import check_schedule
 
@@ -92,6 +93,7 @@ def summarize(config: RunConfig, model: Model, devices: int | None = None) -> Ru
     """
     check_examples(config)
     check_sequence_length(model, config)
+    rate_scales(model, config.optimizer)
     check_schedule(total_steps(config), config.schedule)
     check_layout(config, model, devices)
     devices = devices or fewest_devices(config)

@@ -19,6 +19,7 @@ class Convention:
 
     tokens: in the order of their numbers, from 0.  roles: role (`pad_token`, ...) -> token.  single, pair: templates in the
     notation of `tokenizers`, or None where nothing is put around a text.  extra: special tokens without a role.
+    token_types: whether the model tells the texts of a pair apart, so that transformers is to hand out their types.
     """
 
     tokens: tuple[str, ...]
@@ -26,6 +27,7 @@ class Convention:
     single: str | None = None
     pair: str | None = None
     extra: tuple[str, ...] = ()
+    token_types: bool = False
 
     def companions(self) -> dict[str, str]:
         """The files beside tokenizer.json that transformers reads the roles from."""
@@ -38,6 +40,8 @@ class Convention:
             "clean_up_tokenization_spaces": False,
             "add_prefix_space": False,
         }
+        if self.token_types:
+            settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
         return {
             "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
             "special_tokens_map.json": json.dumps(special, indent=2) + "\n",
@@ -57,6 +61,7 @@ CONVENTIONS: Mapping[str, Convention] = {
         },
         single="[CLS]:0 $A:0 [SEP]:0",
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        token_types=True,
     ),
     "roberta": Convention(
         ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),

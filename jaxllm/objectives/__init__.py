@@ -17,6 +17,8 @@ from jaxllm.objectives.causal_lm import CausalLM
 from jaxllm.objectives.classification import LabelledTexts
 from jaxllm.objectives.examples import Examples, PackedExamples
 from jaxllm.objectives.masked_lm import MaskedLM
+from jaxllm.objectives.seq2seq import SourceTargetPairs
+from jaxllm.objectives.span_corruption import SpanCorruption
 
 __all__ = ["Examples", "open_examples"]
 
@@ -38,5 +40,9 @@ def open_examples(prepared: PreparedData, config: RunConfig, split: SplitName) -
             return PackedExamples(create_packing(part, config.data, masked.overlap, config.seed), masked)
         case SequenceClassificationObjective() | TokenClassificationObjective():
             return LabelledTexts(part, prepared.tokenizer, config, objective)
-        case Seq2SeqObjective() | SpanCorruptionObjective():
-            raise NotImplementedError
+        case Seq2SeqObjective():
+            return SourceTargetPairs(part, prepared.tokenizer, config)
+        case SpanCorruptionObjective():
+            spans = SpanCorruption.of(objective, prepared.tokenizer, config)
+            data = config.data.model_copy(update={"sequence_length": spans.length})
+            return PackedExamples(create_packing(part, data, spans.overlap, config.seed), spans)
