@@ -6,13 +6,16 @@ Their transformers classes name all weights alike; families differ in which norm
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from jaxllm.families.initialization import Initializer
 from jaxllm.families.points import ModulePoint
 from jaxllm.families.spec import ModelSpec
 from jaxllm.families.weights import WeightRule
+
+Pieces: TypeAlias = Mapping[str, tuple[str, ...]]
 
 BASE_PREFIX = "model."
 LAYER = "model.layers.{layer}"
@@ -55,11 +58,13 @@ def decoder_points(norms: Mapping[str, str]) -> dict[str, ModulePoint]:
     }
 
 
-def decoder_rules(model: ModelSpec, std: float, norms: Mapping[str, str], *, fused: bool = False) -> tuple[WeightRule, ...]:
+def decoder_rules(
+    model: ModelSpec, std: float, norms: Mapping[str, str], *, fused: bool = False, experts: Pieces | None = None
+) -> tuple[WeightRule, ...]:
     """Every weight, in checkpoint order.
 
     std: of the normal distribution that kernels and embeddings start from.  norms: of a layer.  fused: whether query, key and
-    value, and gate and up, are one tensor each.
+    value, and gate and up, are one tensor each.  experts: `WeightRule.pieces` of their `router`, `gate_up` and `down`.
     """
     normal, scale = Initializer("normal", std), Initializer("zeros" if model.norm.unit_offset else "ones")
     embedding = Initializer("normal", std, zero_row=model.padding_token)
@@ -76,7 +81,7 @@ def decoder_rules(model: ModelSpec, std: float, norms: Mapping[str, str], *, fus
         *_attention(layer, normal, fused=fused),
         *_query_key_norms(model, layer, scale),
         *(in_layer[name] for name in before_mlp),
-        *_mlp(layer, normal, fused=fused, experts=model.mlp.experts is not None),
+        *(_mlp(layer, normal, fused=fused) if experts is None else _experts(layer, normal, experts)),
         *([in_layer["mlp_output_norm"]] if "mlp_output_norm" in in_layer else []),
         rule("model.norm.weight", ("final_norm.scale",), "embed -> embed", "norm", scale),
         *_biases(model, layer),
@@ -120,14 +125,7 @@ def _query_key_norms(model: ModelSpec, layer: LayerRule, scale: Initializer) -> 
     ]
 
 
-def _mlp(layer: LayerRule, normal: Initializer, *, fused: bool, experts: bool) -> list[WeightRule]:
-    if experts:
-        paths, at = (f"{_MLP_TO}.gate.kernel", f"{_MLP_TO}.up.kernel"), f"{_MLP}.experts"
-        return [
-            layer(f"{_MLP}.gate.weight", (f"{_MLP_TO}.router.kernel",), "router embed -> embed router", "kernel", normal),
-            layer(f"{at}.gate_up_proj", paths, "experts (two mlp) embed -> two experts embed mlp", "kernel", normal),
-            layer(f"{at}.down_proj", (f"{_MLP_TO}.down.kernel",), "experts embed mlp -> experts mlp embed", "kernel", normal),
-        ]
+def _mlp(layer: LayerRule, normal: Initializer, *, fused: bool) -> list[WeightRule]:
     down = layer(f"{_MLP}.down_proj.weight", (f"{_MLP_TO}.down.kernel",), "embed mlp -> mlp embed", "kernel", normal)
     if fused:
         paths = (f"{_MLP_TO}.gate.kernel", f"{_MLP_TO}.up.kernel")
@@ -137,6 +135,15 @@ def _mlp(layer: LayerRule, normal: Initializer, *, fused: bool, experts: bool) -
         layer(f"{_MLP}.up_proj.weight", (f"{_MLP_TO}.up.kernel",), "mlp embed -> embed mlp", "kernel", normal),
         down,
     ]
+
+
+def _experts(layer: LayerRule, normal: Initializer, pieces: Pieces) -> list[WeightRule]:
+    paths, at = (f"{_MLP_TO}.gate.kernel", f"{_MLP_TO}.up.kernel"), f"{_MLP}.experts"
+    router = layer(f"{_MLP}.gate.weight", (f"{_MLP_TO}.router.kernel",), "router embed -> embed router", "kernel", normal)
+    inward = layer(f"{at}.gate_up_proj", paths, "experts (two mlp) embed -> two experts embed mlp", "kernel", normal)
+    outward = layer(f"{at}.down_proj", (f"{_MLP_TO}.down.kernel",), "experts embed mlp -> experts mlp embed", "kernel", normal)
+    named = {"router": router, "gate_up": inward, "down": outward}
+    return [replace(each, pieces=pieces.get(name, ())) for name, each in named.items()]
 
 
 def _biases(model: ModelSpec, layer: LayerRule) -> list[WeightRule]:

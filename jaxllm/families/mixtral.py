@@ -18,6 +18,14 @@ BASE_PREFIX = decoder.BASE_PREFIX
 MAX_POSITIONS_KEY = "max_position_embeddings"
 POINTS = decoder.decoder_points(decoder.PRE_NORMS)
 
+_MOE = f"{decoder.LAYER}.block_sparse_moe"
+_STORED = {
+    "router": (f"{_MOE}.gate.weight",),
+    "gate_up": (f"{_MOE}.experts.{{expert}}.w1.weight", f"{_MOE}.experts.{{expert}}.w3.weight"),
+    "down": (f"{_MOE}.experts.{{expert}}.w2.weight",),
+}
+"""How checkpoints hold what transformers 5 has in one tensor."""
+
 
 class Keys(DecoderKeys):
     """transformers.MixtralConfig."""
@@ -63,4 +71,4 @@ def spec(keys: Keys) -> ModelSpec:
 
 def rules(keys: Keys) -> tuple[WeightRule, ...]:
     """Every weight of a Mixtral model, in checkpoint order."""
-    return decoder.decoder_rules(spec(keys), keys.initializer_range, decoder.PRE_NORMS)
+    return decoder.decoder_rules(spec(keys), keys.initializer_range, decoder.PRE_NORMS, experts=_STORED)

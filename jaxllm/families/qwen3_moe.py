@@ -18,6 +18,13 @@ BASE_PREFIX = decoder.BASE_PREFIX
 MAX_POSITIONS_KEY = "max_position_embeddings"
 POINTS = decoder.decoder_points(decoder.PRE_NORMS)
 
+_EXPERT = f"{decoder.LAYER}.mlp.experts.{{expert}}"
+_STORED = {
+    "gate_up": (f"{_EXPERT}.gate_proj.weight", f"{_EXPERT}.up_proj.weight"),
+    "down": (f"{_EXPERT}.down_proj.weight",),
+}
+"""How checkpoints hold what transformers 5 has in one tensor."""
+
 
 class Keys(DecoderKeys):
     """transformers.Qwen3MoeConfig.  Every layer has experts, so that layers can be stacked."""
@@ -80,4 +87,4 @@ def spec(keys: Keys) -> ModelSpec:
 
 def rules(keys: Keys) -> tuple[WeightRule, ...]:
     """Every weight of a Qwen3 model with experts, in checkpoint order."""
-    return decoder.decoder_rules(spec(keys), keys.initializer_range, decoder.PRE_NORMS)
+    return decoder.decoder_rules(spec(keys), keys.initializer_range, decoder.PRE_NORMS, experts=_STORED)

@@ -57,7 +57,9 @@ class WeightRule:
     decay.  init draws the initial values in Hugging Face layout.  sizes: length of every axis in the pattern.  layers: number
     of layers of a stacked weight, None for a weight that stands alone.  aliases: other Hugging Face names of the same tensor
     (a tied output head), which a checkpoint may hold but never needs.  idle: no output depends on it, so that its gradient is
-    zero but for rounding (the bias of keys, which adds the same to all scores of a query; softmax takes it out).
+    zero but for rounding (the bias of keys, which adds the same to all scores of a query; softmax takes it out).  pieces:
+    names, with `{layer}` and `{expert}`, under which checkpoints hold the tensor cut up: for each expert its pieces, one after
+    another along its first axis.
     """
 
     name: str
@@ -69,6 +71,7 @@ class WeightRule:
     layers: int | None = None
     aliases: tuple[str, ...] = ()
     idle: bool = False
+    pieces: tuple[str, ...] = ()
 
     @cached_property
     def _blocks(self) -> tuple[_Block, ...]:
@@ -118,6 +121,12 @@ class WeightRule:
         if self.layers is None:
             return (self.name,)
         return tuple(self.name.format(layer=layer) for layer in range(self.layers))
+
+    def stored_pieces(self, layer: int | None) -> tuple[tuple[str, ...], ...]:
+        """Names of the pieces of one layer's tensor, by expert; one row of them where there are no experts."""
+        by_expert = any("{expert}" in piece for piece in self.pieces)
+        rows = range(self.shape[0] if by_expert else 1)
+        return tuple(tuple(piece.format(layer=layer, expert=row) for piece in self.pieces) for row in rows)
 
     def to_flax(self, tensor: Array) -> tuple[Array, ...]:
         """One Hugging Face tensor (numpy or any array einops knows) -> one array per path, without the `layers` axis."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from jaxllm.errors import CheckpointError
 from jaxllm.families import Model, WeightRule, flatten, stored_names
 from jaxllm.families.initialization import initial_values
+from jaxllm.state.pieces import JoinedReader
 from jaxllm.state.safetensors_files import SafetensorsReader
 from jaxllm.state.training_state import Array, TensorReader
 
@@ -47,7 +48,9 @@ def pretrained_weights(model: Model, folder: Path, seed: int = 0) -> TensorReade
     found = compare_folder(model, folder)
     if found.missing:
         raise CheckpointError(f"{folder} lacks {listed(found.missing)}; give a folder with weights of family {model.family}")
-    stored = SafetensorsReader(folder, renamed=found.stored)
+    stored: TensorReader = SafetensorsReader(folder, renamed=found.stored)
+    if found.pieces:
+        stored = JoinedReader(stored, list(found.stored), found.pieces)
     return _WithFreshHead(stored, InitialWeights(model, seed), frozenset(found.fresh)) if found.fresh else stored
 
 
@@ -55,11 +58,13 @@ def pretrained_weights(model: Model, folder: Path, seed: int = 0) -> TensorReade
 class Compared:
     """A model's weights against a folder's.
 
-    stored: name in the weight table -> name in the folder.  fresh: weights of the head that the folder lacks or has in another
-    shape, so that they are initialised.  missing: any others that it lacks.  unused: those of the folder that the model lacks.
+    stored: name in the weight table -> name in the folder.  pieces: of tensors that the folder holds cut up (`JoinedReader`).
+    fresh: weights of the head that the folder lacks or has in another shape, so that they are initialised.  missing: any others
+    that it lacks.  unused: those of the folder that the model lacks.
     """
 
     stored: Mapping[str, str]
+    pieces: Mapping[str, tuple[tuple[str, ...], ...]]
     fresh: tuple[str, ...]
     missing: tuple[str, ...]
     unused: tuple[str, ...]
@@ -81,10 +86,14 @@ def compare_folder(model: Model, folder: Path) -> Compared:
     heads = [name for name, rule in rules.items() if rule.paths[0].startswith("head.") and model.spec.head.kind != "causal-lm"]
     fresh = tuple(name for name in heads if name not in stored or reader.shape(stored[name]) != rules[name].shape)
     kept = {name: where for name, where in stored.items() if name not in fresh}
-    missing = tuple(name for name in rules if name not in kept and name not in fresh)
+    cut = {name: rule.stored_pieces(layer) for name, rule, layer in flatten(model.rules) if rule.pieces and name not in kept}
+    present = set(names)
+    pieces = {name: grid for name, grid in cut.items() if all(present.issuperset(row) for row in grid)}
+    missing = tuple(name for name in rules if name not in kept and name not in fresh and name not in pieces)
     aliases = {alias for rule in rules.values() for alias in rule.aliases}
-    unused = tuple(name for name in names if name not in kept.values() and name not in aliases and name not in fresh)
-    return Compared(kept, fresh, missing, unused)
+    taken = {*kept.values(), *aliases, *fresh, *(piece for grid in pieces.values() for row in grid for piece in row)}
+    unused = tuple(name for name in names if name not in taken)
+    return Compared(kept, pieces, fresh, missing, unused)
 
 
 class _WithFreshHead:
