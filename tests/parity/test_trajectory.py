@@ -38,7 +38,9 @@ def test_neither_backend_drifts_from_the_losses_written_down(trained: Run, backe
     found = trained(backend, family, "fp64", steps=STEPS)
     advice = f"with {golden['versions']} it was different; if this change is meant: {COMMAND}"
     assert relative_error(list(found.losses.values()), golden["loss"]) <= TOLERANCES["fp64"].trajectory_loss, advice
-    assert min(found.losses.values()) < golden["loss"][0] - 0.2, "nothing was learnt"
+    # Clipping holds families back whose norms begin with large gradients.
+    least = 0.2 if family in FAMILIES else 0.02
+    assert min(found.losses.values()) < golden["loss"][0] - least, "nothing was learnt"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
