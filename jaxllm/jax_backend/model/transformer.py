@@ -161,14 +161,20 @@ class Transformer(nnx.Module):
         self, layer: Callable[..., tuple[jax.Array, LayerOutputs]], stretch: Stretch, x_BSE: jax.Array, inputs: LayerInputs
     ) -> tuple[jax.Array, LayerOutputs]:
         """One stretch of layers.  Leaves of `inputs` are as `Stretch.take` gives them, of the outputs (layers, ...)."""
-        layers = [rematerialised(partial(layer, attention), self.runtime.remat) for attention in stretch.period]
-        if len(layers) == 1:
-            return jax.lax.scan(layers[0], x_BSE, inputs)
+        remat = self.runtime.remat
+        if len(stretch.period) == 1:
+            return jax.lax.scan(rematerialised(partial(layer, stretch.period[0]), remat), x_BSE, inputs)
+
+        def at(place: int, attention: AttentionSpec, x_BSE: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, LayerOutputs]:
+            # Picked here, within what is rematerialised: picked before, each layer's weights would be kept as activations.
+            return layer(attention, x_BSE, jax.tree.map(lambda leaf: leaf[place], inputs))
+
+        layers = [rematerialised(partial(at, *placed), remat) for placed in enumerate(stretch.period)]
 
         def period(x_BSE: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, LayerOutputs]:
             outputs = []
-            for place, each in enumerate(layers):
-                x_BSE, output = each(x_BSE, jax.tree.map(lambda leaf: leaf[place], inputs))  # noqa: B023 - used at once
+            for each in layers:
+                x_BSE, output = each(x_BSE, inputs)
                 outputs.append(output)
             return x_BSE, jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)
 
