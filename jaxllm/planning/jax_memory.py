@@ -92,15 +92,18 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
     logit = compiler.logit_bytes or width
     logits = compiler.logits * logit * tokens * spec.vocab_size / parallel.tensor
     working = tokens * working_bytes(spec, setting)
+    # Between the products residuals are split over `tensor`; for each product the hidden states of all tokens come together,
+    # and their gradients do: so many copies are alive at the head and in a layer (Llama 70B and 405B over tensor 4).
+    together = tokens * spec.hidden_size * width if parallel.tensor > 1 else 0.0
     held = {**state, "activations": saved}
     gradients = width * counts.layers
     tables = width * counts.table
     return Memory(
         [
             moment("the loss", **held, gradients=accumulated + tables, logits=logits, weights_in_use=cast + copies + table,
-                   working=batch),
+                   working=batch + 7.0 * together),
             moment("the first layer that goes backward", **held, gradients=accumulated + gradients + tables,
-                   weights_in_use=cast + copies + 2 * layer, working=batch + working),
+                   weights_in_use=cast + copies + 2 * layer, working=batch + working + 3.5 * together),
             moment("the end of the backward pass", **state, gradients=accumulated + gradients + 2 * tables,
                    weights_in_use=cast + copies + table, working=batch + 2.0 * tokens * spec.hidden_size * width),
             moment("the update", **state, gradients=accumulated + gradients + tables, working=batch),
