@@ -75,7 +75,8 @@ class MeshWorker(Worker):
             self.laid_out(case)
             if world == 4 or case.family != "llama-heads" or case.precision == "bf16":
                 continue
-            self.guarded_on_a_mesh(case)
+            if case.zero_stage != 1:
+                self.guarded_on_a_mesh(case)
             if case.zero_stage in (0, 3) and not case.options:
                 self.decoded_on_a_mesh(case)
         self.finish(world)

@@ -117,6 +117,8 @@ def test_a_killed_worker_ends_the_group_with_a_sentence_and_the_run_resumes_on_o
     assert f"process {victim} of the run was killed by SIGKILL" in output
     assert "--resume" in output
     assert "Traceback" not in output
+    if victim == 0:
+        return
     saved = CheckpointStore(site.path(name) / "checkpoints").steps()[-1]
     shorter = site.write(name, training={"steps": saved + 2})
     done = site.run("train", shorter, "--backend", "deepspeed", "--resume", "--allow-changed", "training.steps")
