@@ -43,6 +43,11 @@ class MasterWeights(nn.Module):
         """The model that computes."""
         return self._hidden[0]
 
+    @property
+    def routing(self) -> Any:
+        """What the routers of the model do: see `jaxllm.torch_backend.routing`."""
+        return self.model.routing
+
     def named_masters(self) -> dict[str, Parameter]:
         """The masters under the names of the model's parameters."""
         return {name: master for (name, _), (_, master) in zip(self.model.named_parameters(), self._pairs, strict=True)}

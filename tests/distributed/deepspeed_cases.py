@@ -82,9 +82,10 @@ def make_run(
     model: dict[str, Any] | None = None,
     parallel: dict[str, int] | None = None,
     clip_norm: float | None = CLIP_NORM,
+    micro_batch: int = 2,
     **deepspeed: Any,
 ) -> Run:
-    """A resolved run of a tiny model: micro-batches of 2 rows, so 2 (two processes) or 4 (one) accumulated."""
+    """A resolved run of a tiny model: in micro-batches of 2 rows, 2 (two processes) or 4 (one) are accumulated."""
     config = RunConfig.model_validate(
         {
             "name": "tiny",
@@ -92,7 +93,7 @@ def make_run(
             "model": {**MODELS[family], **(model or {})},
             "data": {"tokenizer": {"train": "bpe", "vocab_size": VOCABULARY}, "sequence_length": SEQUENCE},
             "optimizer": {"learning_rate": 1e-2, "clip_norm": clip_norm, "betas": [0.9, 0.95], "weight_decay": 0.1},
-            "training": {"steps": 10, "global_batch": ROWS, "micro_batch": 2, "precision": precision},
+            "training": {"steps": 10, "global_batch": ROWS, "micro_batch": micro_batch, "precision": precision},
             "parallel": parallel or {},
             "deepspeed": deepspeed,
         }

@@ -60,8 +60,10 @@ class MeshWorker(Worker):
             self.record(f"after_decoding/{case.key}", self.steps(backend, 0, 1))
 
     def of_a_family(self, family: str, parallel: str) -> None:
-        """Two steps in float64, two processes along one axis."""
-        with self.started(make_run(f"tiny-{family}", precision="fp64", parallel={parallel: 2})) as backend:
+        """Two steps in float64, two processes along one axis; the balance of experts is that of all rows on each."""
+        micro_batch = 4 if parallel == "data" else 8
+        run = make_run(f"tiny-{family}", precision="fp64", parallel={parallel: 2}, micro_batch=micro_batch)
+        with self.started(run) as backend:
             self.record(f"family/{family}/{parallel}", self.steps(backend, 0, 2))
             self.keep(f"family/{family}/{parallel}", backend.export(Progress(2, 2)))
 
