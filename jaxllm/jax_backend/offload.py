@@ -48,9 +48,7 @@ def check_host_memory(mesh: Mesh, key: str) -> None:
     try:
         device.memory(HOST_MEMORY)
     except (jax.errors.JaxRuntimeError, ValueError):
-        raise ConfigError(
-            key, f"{device.device_kind} devices cannot keep arrays in the host's memory; set it to none"
-        ) from None
+        raise ConfigError(key, f"{device.device_kind} devices cannot use the memory of the host; set it to none") from None
 
 
 def to_device(tree: TreeT) -> TreeT:
