@@ -88,7 +88,8 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
     host += tokens * spec.layers * on_host
     gathers = parallel.fsdp > 1
     table = width * counts.whole_table if gathers else 0.0
-    layer = width * counts.whole_layer if gathers else 0.0
+    # This layer and the next; XLA:CPU, which cannot reduce and scatter at once, has a layer's whole gradient as well.
+    layer = (3 if platform == "cpu" else 2) * width * counts.whole_layer if gathers else 0.0
     logit = compiler.logit_bytes or width
     logits = compiler.logits * logit * tokens * spec.vocab_size / parallel.tensor
     working = tokens * working_bytes(spec, setting)
@@ -103,7 +104,7 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
             moment("the loss", **held, gradients=accumulated + tables, logits=logits, weights_in_use=cast + copies + table,
                    working=batch + 7.0 * together),
             moment("the first layer that goes backward", **held, gradients=accumulated + gradients + tables,
-                   weights_in_use=cast + copies + 2 * layer, working=batch + working + 3.5 * together),
+                   weights_in_use=cast + copies + layer, working=batch + working + 3.5 * together),
             moment("the end of the backward pass", **state, gradients=accumulated + gradients + 2 * tables,
                    weights_in_use=cast + copies + table, working=batch + 2.0 * tokens * spec.hidden_size * width),
             moment("the update", **state, gradients=accumulated + gradients + tables, working=batch),
