@@ -15,7 +15,7 @@ The backward pass costs twice the forward pass.  Not counted: the embedding look
 rotary positions, the optimiser (all small), and anything computed twice (rematerialisation), since the model does not need it.
 
 Causal attention is counted once: a token attends to half of the sequence on average.  PaLM counts the full square, which
-flatters long sequences.  Every sequence counts as one document, also where packed documents do not attend to each other.
+flatters long sequences.  An encoder attends to the whole sequence and is counted so.  Every sequence counts as one document, also where packed documents do not attend to each other.
 """
 
 from __future__ import annotations
@@ -57,9 +57,19 @@ def flops_per_token(model: ModelSpec, sequence_length: int) -> FlopsPerToken:
         mlp = mlp * model.mlp.experts.per_token + model.mlp.experts.count
     windows = (min(attention.window or sequence_length, sequence_length) for attention in model.attentions)
     keys = sum(window - window**2 / (2 * sequence_length) for window in windows)
+    if not model.attention.causal:
+        keys = float(model.layers * sequence_length)  # every token attends to the whole sequence
     return FlopsPerToken(
         projections=model.layers * 2.0 * model.hidden_size * (2 * query_size + 2 * key_size),
         attention=4.0 * query_size * keys,
         mlp=model.layers * 2.0 * model.hidden_size * mlp,
-        head=2.0 * model.hidden_size * model.vocab_size,
+        head=_head(model, sequence_length),
     )
+
+
+def _head(model: ModelSpec, sequence_length: int) -> float:
+    """Dense and output layer of a head; one that reads a row's first token counts once a row."""
+    head, outputs = model.head, model.head.outputs or model.vocab_size
+    dense = 0 if head.dense is None else model.hidden_size
+    rows = sequence_length if head.kind == "sequence-classification" else 1
+    return 2.0 * model.hidden_size * (dense + outputs) / rows

@@ -11,7 +11,7 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from jaxllm.config.schema import ModelConfig
-from jaxllm.families import Model, resolve_model
+from jaxllm.families import Model, Task, resolve_model
 from jaxllm.metrics.flops import flops_per_token
 
 LLAMA = {
@@ -88,3 +88,19 @@ def test_a_published_size() -> None:
     flops = flops_per_token(model.spec, 8192)
     assert model.parameters == 8_030_261_248
     assert flops.training == 6 * (model.parameters - embedding - norms) + 6 * 32 * 4096 * 8192
+
+
+@pytest.mark.parametrize(
+    ("task", "head"),
+    [
+        (Task("masked-lm"), 2 * 48 * (48 + 331)),
+        (Task("token-classification", ("a", "b")), 2 * 48 * 2),
+        (Task("sequence-classification", ("a", "b"), "single_label_classification"), 2 * 48 * (48 + 2) / 16),
+    ],
+)
+def test_encoders_attend_to_whole_sequences_and_have_their_own_heads(task: Task, head: float) -> None:
+    keys = {"family": "bert", "vocab_size": 331, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6}
+    spec = resolve_model(ModelConfig.model_validate({**keys, "intermediate_size": 96}), task=task).spec
+    found = flops_per_token(spec, 16)
+    assert found.attention == 3 * 4 * 48 * 16
+    assert found.head == pytest.approx(head)
