@@ -15,7 +15,8 @@ The backward pass costs twice the forward pass.  Not counted: the embedding look
 rotary positions, the optimiser (all small), and anything computed twice (rematerialisation), since the model does not need it.
 
 Causal attention is counted once: a token attends to half of the sequence on average.  PaLM counts the full square, which
-flatters long sequences.  An encoder attends to the whole sequence and is counted so.  Every sequence counts as one document, also where packed documents do not attend to each other.
+flatters long sequences.  An encoder attends to the whole sequence and is counted so.  Every sequence counts as one document,
+also where packed documents do not attend to each other.
 """
 
 from __future__ import annotations
