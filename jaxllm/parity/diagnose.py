@@ -258,7 +258,7 @@ class Bench:
 
     def _mlps(self, layer: int | None) -> Iterator[tuple[str, F64]]:
         up, down = self._weight("layers.mlp.up.kernel", layer), self._weight("layers.mlp.down.kernel", layer)
-        if up is None or down is None:
+        if up is None or down is None or self._spec.mlp.experts is not None:
             return
         x_BSE, spec = self._read_by("mlp", layer), self._spec.mlp
         x_up = x_BSE @ up + self._bias("layers.mlp.up.bias", layer)

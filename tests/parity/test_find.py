@@ -23,6 +23,7 @@ from jaxllm.probe import Array, Pass, Probe
 from jaxllm.run import Run
 from jaxllm.state import TensorReader
 from tests.parity.subjects import subject
+from tests.tiny import TINY
 
 Change = Callable[[Any], Any]
 
@@ -199,8 +200,14 @@ def test_a_swapped_rope_layout_is_found_and_named(cache: Path, monkeypatch: pyte
     _assert_found(finding, "layers.0.query", "JAX computes rotary positions that pair neighbours (2i, 2i + 1)")
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+OTHERS = [family for family in TINY if family not in ("llama", "gpt2")]
+PASSES = [
+    *((family, precision) for family in ("llama", "gpt2") for precision in ("fp64", "fp32")),
+    *(pytest.param(family, "fp64", marks=pytest.mark.nightly) for family in OTHERS),
+]
+
+
+@pytest.mark.parametrize(("family", "precision"), PASSES)
 def test_without_a_fault_nothing_is_found(family: str, precision: Precision, cache: Path) -> None:
     finding = _find(family, cache, Faulty(), precision)
     assert finding.agrees, finding.first
