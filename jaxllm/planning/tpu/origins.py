@@ -41,7 +41,7 @@ class Origins:
             return None if match is None else (self._named(each.operands[0]), (int(match.group(1)), *index))
         if each.opcode == "parameter":
             loop = self._loops.get(self._home.get(each.name, ""))
-            return None if loop is None else (self._named(loop.operands[0]), index)
+            return None if loop is None else (loop, index)  # what the loop changes, the loop made
         if each.opcode == "while" and index:
             return (self._named(each.operands[0]), index) if self._carried(each, index[0]) else None
         if each.opcode in _HANDS_ON and not each.op_name and each.operands:

@@ -14,8 +14,11 @@ _PACKAGE = re.compile(r"jaxllm/jax_backend/(.*)\.py$")
 
 # Files whose functions serve several parts of the model; what they do belongs to whoever called them.
 _HELPERS = frozenset(
-    {"model/linear", "model/parameter", "model/dropout", "model/tap", "sharding", "precision", "network", "attention/__init__"}
-)
+    {
+        "gathering", "model/linear", "model/parameter", "model/dropout", "model/tap", "sharding", "precision", "network",
+        "remat", "attention/__init__",
+    }
+)  # fmt: skip
 
 # Functions of files that hold more than one part.
 _FUNCTIONS: Mapping[tuple[str, str], str] = {
