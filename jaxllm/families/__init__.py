@@ -1,7 +1,8 @@
 """Model families as data: Hugging Face config -> ModelSpec and the table of weight rules.
 
 Adding a family: one file here that defines ARCHITECTURE, BASE_PREFIX, MAX_POSITIONS_KEY, POINTS, Keys, spec and rules, one
-entry in FAMILIES, one run file, one line in the test tables.
+entry in FAMILIES, one run file, one line in the test tables.  A family with other heads than a causal language model's defines
+ARCHITECTURES, head -> transformers class, instead of ARCHITECTURE, and its spec and rules take the task besides the keys.
 """
 
 from __future__ import annotations
