@@ -37,7 +37,7 @@ def bench(
     out: Path | None,
     profile: Path | None,
 ) -> None:
-    r"""Measure how fast FILE trains here, without leaving a run behind.
+    """Measure how fast FILE trains here, without leaving a run behind.
 
     \b
     jaxllm bench configs/quickstart.yaml

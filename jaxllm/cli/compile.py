@@ -33,7 +33,7 @@ def compile(  # noqa: A001 - the verb's name
     trials: int,
     no_remedies: bool,
 ) -> None:
-    r"""Compile the training step of FILE for a TPU topology, without a TPU: memory, FLOPs, communication, predicted speed.
+    """Compile the training step of FILE for a TPU topology, without a TPU: memory, FLOPs, communication, predicted speed.
 
     Exit status 1 when the step does not fit.
 

@@ -40,7 +40,7 @@ def eval_(
     json_file: Path | None,
     figure: Path | None,
 ) -> None:
-    r"""Evaluate the model in RUN: a run folder, or a folder that `jaxllm export` or `save_pretrained` wrote.
+    """Evaluate the model in RUN: a run folder, or a folder that `jaxllm export` or `save_pretrained` wrote.
 
     \b
     jaxllm eval runs/bert-sst2

@@ -22,7 +22,7 @@ from jaxllm.cli.options import handle_errors
 )
 @handle_errors
 def export(run: Path, out: Path, step: int | None, dtype: str) -> None:
-    r"""Write the model in the run folder RUN to the new folder OUT, weights, config and tokenizer.
+    """Write the model in the run folder RUN to the new folder OUT, weights, config and tokenizer.
 
     \b
     jaxllm export runs/quickstart my-model

@@ -38,7 +38,7 @@ def generate(
     top_p: float,
     seed: int,
 ) -> None:
-    r"""Continue a prompt with the model in RUN: a run folder, or a folder that `jaxllm export` wrote.
+    """Continue a prompt with the model in RUN: a run folder, or a folder that `jaxllm export` wrote.
 
     \b
     jaxllm generate runs/quickstart --prompt "def main("

@@ -32,7 +32,7 @@ def plan(
     best: int,
     json_path: Path | None,
 ) -> None:
-    r"""Plan the run that FILE describes; nothing is started and no device is needed.
+    """Plan the run that FILE describes; nothing is started and no device is needed.
 
     \b
     jaxllm plan configs/llama3-8b.yaml --chips v5p:2x2x4 --chips h100x16

@@ -36,7 +36,7 @@ def train(
     allow_changed: tuple[str, ...],
     host: Host,
 ) -> None:
-    r"""Train the model that FILE describes.
+    """Train the model that FILE describes.
 
     \b
     jaxllm train configs/quickstart.yaml
@@ -74,7 +74,7 @@ def train(
         plan = prepare(
             config,
             resume=resume,
-            overwrite=overwrite or worker,
+            overwrite=overwrite,
             allow_changed=allow_changed,
             report=_say if speaks else _ignore,
             progress=speaks and sys.stderr.isatty(),

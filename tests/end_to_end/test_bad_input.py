@@ -97,6 +97,10 @@ def test_a_run_folder_is_not_overwritten_unasked(site: Site) -> None:
     site.run("train", config)
     before = (site.path("twice") / "metrics.jsonl").read_text()
     assert "already holds a run" in _refused(site, "train", config)
+    # Nor by a worker that torchrun started, whom no first process has checked the folder for.
+    torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    as_worker = site.run("train", config, "--backend", "deepspeed", check=False, env={**environment(), **torchrun})
+    assert "already holds a run" in _one_sentence(as_worker)
     assert (site.path("twice") / "metrics.jsonl").read_text() == before
     site.run("train", config, "--overwrite", "--set", "training.steps=3")
     assert max(site.losses("twice")) == 3

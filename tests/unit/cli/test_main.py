@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from tests.unit.config.example import EXAMPLE
 
 @pytest.mark.parametrize("name", VERBS)
 def test_the_list_says_what_the_verb_says(name: str) -> None:
-    command = getattr(importlib.import_module(VERBS[name].module), name)
+    command = main.get_command(click.Context(main), name)
     assert isinstance(command, click.Command)
     assert command.name == name
     assert VERBS[name].help.endswith(".")
@@ -37,6 +36,13 @@ def test_help_lists_every_verb() -> None:
 
 def test_version() -> None:
     assert CliRunner().invoke(main, ["--version"]).output == f"jaxllm {__version__}\n"
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_help_keeps_the_lines_of_examples(name: str) -> None:
+    shown = CliRunner().invoke(main, [name, "--help"]).output
+    assert shown.startswith("Usage:")
+    assert "\\b" not in shown
 
 
 def test_unknown_verb() -> None:
