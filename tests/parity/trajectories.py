@@ -23,6 +23,7 @@ from tests.tiny import TINY, tiny
 
 VOCABULARY, LENGTH, ROWS = 96, 32, 8
 MODELS: dict[str, dict[str, Any]] = {family: tiny(family) for family in TINY} | {
+    "gemma": tiny("gemma", num_key_value_heads=2),  # a mesh cuts them in two
     "llama": {
         "family": "llama",
         "hidden_size": 32,
