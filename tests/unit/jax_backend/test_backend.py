@@ -165,7 +165,8 @@ def test_dropout_depends_on_seed_step_and_micro_batch_and_is_off_in_evaluation(s
     assert first[2] == pytest.approx(without, rel=1e-6)
     # Two equal halves get different masks.
     half = batch.select(0, 8)
-    doubled = type(batch)(*(np.concatenate([getattr(half, f)] * 2) for f in batch.__dataclass_fields__))
+    fields = ((name, getattr(half, name)) for name in batch.__dataclass_fields__)
+    doubled = type(batch)(**{name: None if rows is None else np.concatenate([rows] * 2) for name, rows in fields})
     run = cases.make_run(dropped, optimizer={"learning_rate": 0.0}, training={"micro_batch": 8})
     halves = float(start(run).step(doubled, cases.hyper_of(0, run)).loss)
     alone = cases.make_run(dropped, optimizer={"learning_rate": 0.0}, training={"global_batch": 8})
