@@ -23,6 +23,13 @@ from tests.distributed.deepspeed_cases import MODELS, make_batch, make_run
 from tests.unit.torch_backend.spy import Spy
 
 ATTENTIONS = ["sdpa", "eager"]
+# sdpa cannot cap scores, and is refused with a model that does.
+CASES = [
+    (family, attention)
+    for family, keys in MODELS.items()
+    for attention in ATTENTIONS
+    if not (attention == "sdpa" and keys.get("attn_logit_softcapping"))
+]
 CPU = torch.device("cpu")
 
 
@@ -32,8 +39,7 @@ def _engine(run: Run, training: bool = True) -> PlainEngine:
     return engine
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("family", list(MODELS))
+@pytest.mark.parametrize(("family", "attention"), CASES)
 def test_the_float64_reference_has_no_lower_operation(family: str, attention: str) -> None:
     run = make_run(family, precision="fp64", attention=attention)
     engine = _engine(run)
@@ -81,8 +87,7 @@ def test_mask_is_causal_within_a_segment(attention: str) -> None:
     assert allowed[0, 0].int().tolist() == expected
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("family", list(MODELS))
+@pytest.mark.parametrize(("family", "attention"), CASES)
 def test_a_packed_document_is_computed_as_if_it_were_alone(family: str, attention: str) -> None:
     run = make_run(family, precision="fp64", attention=attention)
     engine = _engine(run)
@@ -109,7 +114,7 @@ def test_bf16_logits_are_summed_up_in_float32() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", list(MODELS))
 def test_transformers_has_the_parameters_of_the_table(family: str, tied: bool) -> None:
-    model = build_model(make_run(family, model={"tie_word_embeddings": tied}).model, "sdpa", torch.float32, CPU)
+    model = build_model(make_run(family, model={"tie_word_embeddings": tied}).model, "eager", torch.float32, CPU)
     names = dict(model.named_parameters())
     assert ("lm_head.weight" in names) is not tied
     if tied:

@@ -46,11 +46,15 @@ def test_a_probe_without_a_model_says_so() -> None:
 def test_nothing_is_left_behind_when_the_model_fails(attention: str) -> None:
     run = make_run(attention=attention)
     model = build_model(run.model, attention, torch.float32, torch.device("cpu"))  # type: ignore[arg-type]
-    registered = dict(ALL_ATTENTION_FUNCTIONS)
+    registered, hooked = dict(ALL_ATTENTION_FUNCTIONS), _hooks(model)
     with pytest.raises(IndexError), capture(model, module_points(run.model), gradients=False):
         model(input_ids=torch.tensor([[10**6]]))
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert _hooks(model) == hooked
     assert dict(ALL_ATTENTION_FUNCTIONS) == registered
+
+
+def _hooks(model: torch.nn.Module) -> list[tuple[int, ...]]:
+    return [(*module._forward_hooks, *module._forward_pre_hooks) for module in model.modules()]
 
 
 ALONE = """
