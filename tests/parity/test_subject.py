@@ -148,4 +148,7 @@ def test_meshes_that_do_not_fit_are_left_out_and_named(tmp_path: Path) -> None:
         "JAX, fsdp 8 is left out: global_batch 4 cannot be split over 8 groups of devices",
         "JAX, fsdp 4 x tensor 2 is left out: 1 key/value heads cannot be split over tensor 2",
         "JAX, data 2 x fsdp 2 x tensor 2 is left out: 1 key/value heads cannot be split over tensor 2",
+        "JAX, fsdp 2 x tensor 2 x context 2 is left out: 1 key/value heads cannot be split over tensor 2",
+        "DeepSpeed ZeRO 3, tensor 2, 2 processes is left out: 1 key/value heads cannot be split over tensor 2",
+        "DeepSpeed ZeRO 1, tensor 2, context 2, 4 processes is left out: 1 key/value heads cannot be split over tensor 2",
     ]
