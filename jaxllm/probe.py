@@ -3,9 +3,10 @@
 A probe holds the model of a run on one device, dropout off, with weights that it is given, and answers with numpy arrays in
 Hugging Face names, so that whoever compares two probes knows nothing of either framework.
 
-Shape legend: B sequences, S tokens, E hidden, H heads, K key/value heads, D head_dim, V vocabulary.
+Shape legend: B sequences, S tokens, R tokens of a source, E hidden, H heads, K key/value heads, D head_dim, V vocabulary.
 
-The points at which activations are compared, in the order in which a decoder computes them (`point_names`):
+The points at which activations are compared, in the order in which a model computes them (`point_names`); before them, with
+`encoder.` in front and R for S, those of its encoder, if it has one:
 
 embedding                          (B, S, E)  what enters the first layer
 layers.{i}.attention_norm          (B, S, E)  if the layer normalises what goes into attention
@@ -14,6 +15,11 @@ layers.{i}.attention_output        (B, S, E)  after the output projection
 layers.{i}.attention_output_norm   (B, S, E)  if the layer normalises what comes out of attention
 layers.{i}.attention_residual      (B, S, E)  the residual stream with it added
 layers.{i}.attention_residual_norm (B, S, E)  if the layer normalises the residual stream itself
+layers.{i}.cross_attention_norm    (B, S, E)  in a decoder with an encoder, as are the following
+layers.{i}.cross_query             (B, S, H, D)
+layers.{i}.cross_key, .cross_value (B, R, K, D)
+layers.{i}.cross_attention_output  (B, S, E)
+layers.{i}.cross_attention_residual (B, S, E)
 layers.{i}.mlp_norm                (B, S, E)  as attention_norm
 layers.{i}.mlp_output              (B, S, E)
 layers.{i}.mlp_output_norm         (B, S, E)  as attention_output_norm
@@ -50,6 +56,12 @@ LAYER_POINTS = (
     "attention_output_norm",
     "attention_residual",
     "attention_residual_norm",
+    "cross_attention_norm",
+    "cross_query",
+    "cross_key",
+    "cross_value",
+    "cross_attention_output",
+    "cross_attention_residual",
     "mlp_norm",
     "mlp_output",
     "mlp_output_norm",
@@ -58,19 +70,24 @@ LAYER_POINTS = (
 )
 
 
-def layer_points(spec: ModelSpec) -> tuple[str, ...]:
-    """The points of a layer, in forward order."""
+def layer_points(spec: ModelSpec, *, cross: bool = False) -> tuple[str, ...]:
+    """The points of a layer, in forward order.  cross: of one that reads an encoder."""
     norm = spec.norm
     norms = {"attention_norm": norm.before, "mlp_norm": norm.before}
     norms |= {"attention_output_norm": norm.after, "mlp_output_norm": norm.after}
     norms |= {"attention_residual_norm": norm.of_residual, "mlp_residual": norm.of_residual}
-    return tuple(point for point in LAYER_POINTS if norms.get(point, True))
+    return tuple(point for point in LAYER_POINTS if norms.get(point, cross or not point.startswith("cross_")))
 
 
 def point_names(spec: ModelSpec) -> tuple[str, ...]:
     """Every point of a model, in forward order."""
-    layers = (f"layers.{layer}.{point}" for layer in range(spec.layers) for point in layer_points(spec))
-    return ("embedding", *layers, *(() if spec.norm.of_residual else ("final_norm",)), "logits")
+
+    def stack(layers: int, *, cross: bool) -> tuple[str, ...]:
+        inside = (f"layers.{layer}.{point}" for layer in range(layers) for point in layer_points(spec, cross=cross))
+        return ("embedding", *inside, *(() if spec.norm.of_residual else ("final_norm",)))
+
+    encoder = () if spec.encoder is None else stack(len(spec.encoder.attentions), cross=False)
+    return (*(f"encoder.{point}" for point in encoder), *stack(spec.layers, cross=spec.encoder is not None), "logits")
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from jaxllm.families import (
     qwen3,
     qwen3_moe,
     roberta,
+    t5,
 )
 from jaxllm.families.keys import BOOKKEEPING_KEYS, REFUSED_KEYS
 from jaxllm.families.points import ModulePoint
@@ -72,6 +73,7 @@ FAMILIES: dict[str, ModuleType] = {
     "qwen3_moe": qwen3_moe,
     "bert": bert,
     "roberta": roberta,
+    "t5": t5,
 }
 
 
@@ -143,8 +145,10 @@ def module_points(model: Model) -> dict[str, ModulePoint]:
     """Where the points of `jaxllm.probe` lie in the transformers model, by point, all but `logits`, which is its output."""
     points: dict[str, ModulePoint] = FAMILIES[model.family].POINTS
     expanded = {}
+    encoder = model.spec.encoder
     for point, place in points.items():
-        for layer in range(model.spec.layers if "{layer}" in point else 1):
+        layers = len(encoder.attentions) if encoder is not None and point.startswith("encoder.") else model.spec.layers
+        for layer in range(layers if "{layer}" in point else 1):
             expanded[point.format(layer=layer)] = place.of_layer(layer)
     return expanded
 

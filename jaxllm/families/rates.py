@@ -1,7 +1,8 @@
 """Learning rates of single weights: frozen layers, and rates that fall from the head to the embeddings.
 
 Layer-wise decay as in ELECTRA (arXiv:2003.10555): with L layers the head has the full rate, layer l (from 0) decay^(L - l) of
-it and the embeddings decay^(L + 1).
+it and the embeddings decay^(L + 1).  An encoder's layers are counted below those of its decoder; biases of distances, which
+every layer of a stack reads, go with its lowest.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 
 from jaxllm.config.schema import OptimizerConfig
 from jaxllm.errors import ConfigError
-from jaxllm.families.spec import Model
+from jaxllm.families.spec import Model, ModelSpec
 from jaxllm.families.weights import WeightRule, flatten, flax_leaves
 
 _EMBEDDINGS = ("embed", "position_embed", "token_type_embed", "embedding_norm")
+_RELATIVE = "relative_bias"
 
 
 def rate_scales(model: Model, optimizer: OptimizerConfig) -> dict[str, float]:
@@ -33,7 +35,7 @@ def rate_scales(model: Model, optimizer: OptimizerConfig) -> dict[str, float]:
             raise ConfigError(
                 "optimizer.frozen", f"{pattern!r} matches no weight of the model (its first is {next(iter(weights))})"
             )
-    scales = {name: optimizer.layer_decay ** _above(rule, layer, model.spec.layers) for name, (rule, layer) in weights.items()}
+    scales = {name: optimizer.layer_decay ** _above(rule, layer, model.spec) for name, (rule, layer) in weights.items()}
     for name in scales:
         if any(fnmatchcase(name, pattern) for pattern in optimizer.frozen):
             scales[name] = 0.0
@@ -53,8 +55,14 @@ def leaf_scales(model: Model, scales: Mapping[str, float]) -> dict[str, NDArray[
     return found
 
 
-def _above(rule: WeightRule, layer: int | None, layers: int) -> int:
+def _above(rule: WeightRule, layer: int | None, model: ModelSpec) -> int:
     """How many steps a weight is below the head."""
-    if layer is not None:
-        return layers - layer
-    return layers + 1 if rule.paths[0].split(".")[0] in _EMBEDDINGS else 0
+    decoder, encoder = model.layers, 0 if model.encoder is None else len(model.encoder.attentions)
+    first, *inside = rule.paths[0].split(".")
+    if first == "encoder":
+        if layer is None:
+            return decoder + (encoder if inside[0] == _RELATIVE else 1)
+        return decoder + encoder - layer
+    if layer is not None or first == _RELATIVE:
+        return decoder - (layer or 0)
+    return decoder + encoder + 1 if first in _EMBEDDINGS else 0

@@ -53,13 +53,26 @@ class NormSpec:
 
 
 @dataclass(frozen=True)
+class RelativeSpec:
+    """A learned number for each head and kind of distance, added to scores (arXiv:1910.10683, section 2.1).
+
+    buckets: kinds of distances: half of them for one distance each, the others for ranges that grow up to `max_distance`,
+    beyond which all are alike.  Without a causal mask each direction has half of the buckets.
+    """
+
+    buckets: int
+    max_distance: int
+
+
+@dataclass(frozen=True)
 class AttentionSpec:
-    """Self-attention with grouped keys and values (arXiv:2305.13245).
+    """Attention with grouped keys and values (arXiv:2305.13245).
 
     causal: a token sees nothing later.  window: it sees itself and the `window - 1` tokens before it; None: all of them.
     softcap: scores s become softcap * tanh(s / softcap) before the mask (arXiv:2408.00118); None: they stay.
     rope: rotary positions, if there are any.  query_key_norm: queries and keys are normalised before they are rotated, each
-    head by itself with one scale for all of them, or over all heads together.
+    head by itself with one scale for all of them, or over all heads together.  relative: biases of distances, if there are
+    any; all layers of a stack share one table.
     """
 
     heads: int
@@ -74,6 +87,7 @@ class AttentionSpec:
     softcap: float | None = None
     rope: RopeSpec | None = None
     query_key_norm: Literal["head", "all_heads"] | None = None
+    relative: RelativeSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,7 @@ class ExpertsSpec:
 class MlpSpec:
     """The feed-forward part: `gated` is act(x gate) * (x up) down (arXiv:2002.05202), otherwise act(x up) down.
 
-    experts: there are many of them, of this size each, behind a router.
+    experts: there are many of them, of this size each, behind a router.  dropout: of what `down` reads.
     """
 
     size: int
@@ -104,6 +118,7 @@ class MlpSpec:
     gated: bool
     bias: bool
     experts: ExpertsSpec | None = None
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,11 +139,28 @@ class HeadSpec:
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """A Transformer of one stack.  Sizes in elements; `max_positions` is the longest sequence it may see.
+class EncoderSpec:
+    """The stack that reads the source of an encoder-decoder; norms, MLP and sizes are those of the decoder.
 
-    attentions: of every layer.  They may differ in what has no weights: window and rotary positions.
+    attentions: of its layers.  cross: how every layer of the decoder attends to what comes out of it.
+    """
+
+    attentions: tuple[AttentionSpec, ...]
+    cross: AttentionSpec
+
+
+UNLIMITED_POSITIONS = 2**31 - 1
+"""`max_positions` of a model that knows distances only: what an int32 position can count."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A Transformer of one stack, or of two.  Sizes in elements; `max_positions` is the longest sequence it may see.
+
+    attentions: of every layer.  They may differ in what has no weights: window and rotary positions.  encoder: the other stack
+    of an encoder-decoder; all else that is said of layers is said of both.
     embedding_scale: what token embeddings are multiplied by, once it is rounded to the dtype of the weights.
+    final_dropout: of the last hidden states of each stack.  head_scale: what they are multiplied by before the head.
     final_softcap: logits l become final_softcap * tanh(l / final_softcap).
     token_types: kinds of text that have an embedding of their own (the two of a pair).  position_offset: what is added to
     positions before they are looked up.  A model with norm place `post` has a norm behind its embeddings and none at its end.
@@ -143,9 +175,12 @@ class ModelSpec:
     mlp: MlpSpec
     learned_positions: bool
     tie_embeddings: bool
+    encoder: EncoderSpec | None = None
     embedding_dropout: float = 0.0
     residual_dropout: float = 0.0
+    final_dropout: float = 0.0
     embedding_scale: float | None = None
+    head_scale: float | None = None
     final_softcap: float | None = None
     padding_token: int | None = None
     token_types: int = 0
@@ -165,16 +200,30 @@ class ModelSpec:
     @property
     def has_dropout(self) -> bool:
         """Whether training drops anything out."""
-        return max(self.embedding_dropout, self.residual_dropout, self.attention.dropout, self.head.dropout) > 0.0
+        return self != self.without_dropout()
 
     def without_dropout(self) -> ModelSpec:
         """The same model, evaluated."""
-        plain = replace(self, embedding_dropout=0.0, residual_dropout=0.0, head=replace(self.head, dropout=0.0))
-        return plain.with_attention(dropout=0.0)
+        whole = replace(
+            self,
+            embedding_dropout=0.0,
+            residual_dropout=0.0,
+            final_dropout=0.0,
+            mlp=replace(self.mlp, dropout=0.0),
+            head=replace(self.head, dropout=0.0),
+        )
+        return whole.with_attention(dropout=0.0)
 
     def with_attention(self, **changes: Any) -> ModelSpec:
-        """The same model with fields of every layer's attention changed."""
-        return replace(self, attentions=tuple(replace(attention, **changes) for attention in self.attentions))
+        """The same model with fields of every attention changed."""
+
+        def changed(attentions: tuple[AttentionSpec, ...]) -> tuple[AttentionSpec, ...]:
+            return tuple(replace(attention, **changes) for attention in attentions)
+
+        encoder = self.encoder
+        if encoder is not None:
+            encoder = EncoderSpec(changed(encoder.attentions), *changed((encoder.cross,)))
+        return replace(self, attentions=changed(self.attentions), encoder=encoder)
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -192,6 +241,7 @@ class ModelSpec:
             "mlp": self.mlp.size,
             "experts": self.mlp.experts.count if self.mlp.experts else 0,
             "router": self.mlp.experts.count if self.mlp.experts else 0,
+            "buckets": self.attention.relative.buckets if self.attention.relative else 0,
             "two": 2,
             "three": 3,
         }

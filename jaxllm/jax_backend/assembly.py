@@ -44,7 +44,7 @@ def runtime_of(run: Run, mesh: Mesh) -> Runtime:
     """How a run computes on a mesh: dtypes, layout, rematerialisation, attention kernel."""
     config = run.config
     policy = policy_of(config.training.precision)
-    attention = kernel_of(config.jax, run.model.spec.attention, config.data.sequence_length, policy, mesh)
+    attention = kernel_of(config.jax, run.model.spec, config.data.sequence_length, policy, mesh)
     return Runtime(policy, Layout(mesh), config.jax.remat, attention, config.jax.offload_optimizer == "all")
 
 

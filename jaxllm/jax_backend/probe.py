@@ -137,10 +137,22 @@ class JaxProbe:
 
     def _by_point(self, points: Points) -> dict[str, Array]:
         """What a recorder saw, under the names of `jaxllm.probe` and in forward order."""
-        named = {point: _to_host(x) for point, x in points.items() if point != LAYERS}
-        for point, stack in points[LAYERS].items():
-            named.update({f"layers.{layer}.{point}": x for layer, x in enumerate(_to_host(stack))})
+        named = _by_name(points)
         return {point: named[point] for point in point_names(self._loaded.run.model.spec)}
+
+
+def _by_name(points: Points, stack: str = "") -> dict[str, Array]:
+    """Every point, of every layer and stack, by its whole name."""
+    named: dict[str, Array] = {}
+    for point, x in points.items():
+        if point == LAYERS:
+            layers = {each: _to_host(stacked) for each, stacked in x.items()}
+            named.update({f"{stack}layers.{layer}.{each}": part for each, parts in layers.items() for layer, part in enumerate(parts)})
+        elif isinstance(x, Mapping):
+            named |= _by_name(x, f"{point}.")
+        else:
+            named[f"{stack}{point}"] = _to_host(x)
+    return named
 
 
 def _examined(run: Run) -> Run:

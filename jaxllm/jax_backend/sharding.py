@@ -32,6 +32,7 @@ LOGICAL_AXES: Mapping[str, tuple[str, ...]] = {
     "layers": (),
     "position": (),
     "token_type": (),
+    "buckets": (),
     "embed_out": (),
     "label": (),
     "head_dim": (),

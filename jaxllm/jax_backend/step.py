@@ -21,6 +21,7 @@ from jaxllm.jax_backend.compiler_options import compiler_options
 from jaxllm.jax_backend.model.dropout import step_key
 from jaxllm.jax_backend.model.experts import Routing, no_routing
 from jaxllm.jax_backend.model.tap import NO_TAP, Tap
+from jaxllm.jax_backend.model.transformer import Text
 from jaxllm.jax_backend.network import Network, Params
 from jaxllm.jax_backend.offload import Storage, storage_of, to_device
 from jaxllm.jax_backend.optimizer import NO_RATES, Moments, StepScalars, clip_factor
@@ -37,6 +38,11 @@ class DeviceBatch(NamedTuple):
     token_types: jax.Array | None = None
     source: jax.Array | None = None
     source_segments: jax.Array | None = None
+
+    @property
+    def text(self) -> Text:
+        """What the model reads."""
+        return Text(self.inputs, self.positions, self.segments, self.token_types, self.source, self.source_segments)
 
 
 class StepMetrics(NamedTuple):
@@ -71,7 +77,7 @@ def forward(
     network: Network, params: Mapping[str, jax.Array], micro: DeviceBatch, key: jax.Array | None, tap: Tap = NO_TAP
 ) -> jax.Array:
     """Outputs (B, T, L) of one micro-batch; params as they are used, in the compute dtype."""
-    return network.bind(params)(micro.inputs, micro.positions, micro.segments, key, tap, micro.token_types)
+    return network.bind(params)(micro.text, key, tap)
 
 
 def objective(
@@ -83,7 +89,7 @@ def objective(
     tokens beside which it stands.
     """
     model = network.bind(params)
-    outputs, routing = model.routed(micro.inputs, micro.positions, micro.segments, key, tap, micro.token_types)
+    outputs, routing = model.routed(micro.text, key, tap)
     loss = losses.loss_sum(network.spec.head.loss, outputs, micro.targets, micro.weights, network.runtime.policy)
     experts = network.spec.mlp.experts
     if routing is not None and experts is not None and experts.balance:

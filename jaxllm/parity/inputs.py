@@ -59,16 +59,21 @@ def random_inputs(config: RunConfig, vocab_size: int) -> dict[str, Batch]:
 
 
 def with_tokens(batch: Batch, tokens_BS: NDArray[np.int32]) -> Batch:
-    """The batch with other tokens in the same documents; tokens: (B, S + 1).
+    """The batch with other tokens in the same documents; tokens: (B, N), of at least S + 1 tokens, and R of a source.
 
-    Targets that are tokens are the tokens that follow; labels stay as they are.
+    Targets that are tokens are the tokens that follow; labels stay as they are.  A source reads the tokens from behind.
     """
     zero = np.int32(0)
-    inputs = np.where(batch.segments > 0, tokens_BS[:, :-1], zero)
+    length = batch.sequence_length
+    inputs = np.where(batch.segments > 0, tokens_BS[:, :length], zero)
     if batch.token_types is not None:
         return replace(batch, inputs=inputs)
-    targets = np.where(batch.weights > 0, tokens_BS[:, 1:], zero)
-    return replace(batch, inputs=inputs, targets=targets)
+    targets = np.where(batch.weights > 0, tokens_BS[:, 1 : length + 1], zero)
+    changed = replace(batch, inputs=inputs, targets=targets)
+    if batch.source_segments is None:
+        return changed
+    source = tokens_BS[:, ::-1][:, : batch.source_segments.shape[1]]
+    return replace(changed, source=np.where(batch.source_segments > 0, source, zero))
 
 
 def counted(batch: Batch, outputs: NDArray[Any]) -> NDArray[np.bool_]:
@@ -78,8 +83,9 @@ def counted(batch: Batch, outputs: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def random_tokens(config: RunConfig, vocab_size: int) -> NDArray[np.int32]:
-    """Uniform tokens (B, S + 1) from the run's seed."""
-    shape = (config.training.global_batch, config.data.sequence_length + 1)
+    """Uniform tokens (B, S + 1) from the run's seed; S: the longest of source and target, where there are both."""
+    longest = max(config.data.sequence_length, config.data.target_length or 0)
+    shape = (config.training.global_batch, longest + 1)
     return np.random.default_rng(config.seed).integers(0, vocab_size, shape, dtype=np.int32)
 
 

@@ -1,4 +1,7 @@
-"""The Hugging Face model of a run, and a batch as it wants to see it.  B sequences, S tokens, Q = K = S in masks."""
+"""The Hugging Face model of a run, and a batch as it wants to see it.
+
+Shape legend: B sequences, S tokens, R tokens of a source, T targets; in masks Q = K = S.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,7 @@ def build_model(model: Model, attention: AttentionKernel, dtype: torch.dtype, de
     keys = dict(model.huggingface_config)
     config = transformers.AutoConfig.for_model(str(keys.pop("model_type")), **keys)
     config.use_cache = False
+    config.tie_word_embeddings = model.spec.tie_embeddings  # T5's config says true of models that are not tied, too
     if model.spec.mlp.experts is not None:
         config.output_router_logits = False  # `Routing` takes the loss, of packed batches too
     auto = getattr(transformers, _CLASSES[model.spec.head.kind])
@@ -48,6 +52,8 @@ def build_model(model: Model, attention: AttentionKernel, dtype: torch.dtype, de
     with no_init_weights(), device:
         built = auto.from_config(config, attn_implementation=kernel, dtype=dtype, **_experts(model, dtype))
         built.tie_weights()  # part of the initialisation that was left out
+        if model.spec.encoder is not None:
+            built.set_input_embeddings(built.get_input_embeddings())  # of both stacks, also where the head has its own
     built.register_forward_pre_hook(SequenceHook(model), with_kwargs=True)
     attach_routing(model, built)
     check_parameters(model, {name: tuple(_whole_shape(p)) for name, p in built.named_parameters()})
@@ -124,11 +130,11 @@ def model_inputs(
         return torch.from_numpy(array).to(device, torch.int64)
 
     segments = torch.from_numpy(batch.segments).to(device)
-    arguments: dict[str, Any] = {
-        "input_ids": whole(batch.inputs[:, mine]),
-        "attention_mask": packed_mask(segments, attention, dtype, causal=spec.attention.causal),
-        "position_ids": whole(batch.positions[:, mine]) + spec.position_offset,
-    }
+    mask = packed_mask(segments, attention, dtype, causal=spec.attention.causal)
+    tokens, positions = whole(batch.inputs[:, mine]), whole(batch.positions[:, mine]) + spec.position_offset
+    arguments: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
+    if spec.encoder is not None:
+        arguments = {"decoder_input_ids": tokens, "decoder_attention_mask": mask, **source_inputs(batch, attention, dtype, device)}
     if spec.token_types:
         types = np.zeros_like(batch.inputs) if batch.token_types is None else batch.token_types
         arguments["token_type_ids"] = whole(types)
@@ -141,6 +147,17 @@ def model_inputs(
     return ModelInputs(arguments, (whole if is_label else number)(targets), number(weights), segments[:, mine] > 0)
 
 
+def source_inputs(batch: Batch, attention: AttentionKernel, dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
+    """What an encoder is called with.  Its mask (B, 1, 1, R) is that of cross attention, too."""
+    if batch.source is None or batch.source_segments is None:
+        raise BackendError("an encoder-decoder needs a source; train it with the objective seq2seq or span-corruption")
+    is_text_BR = torch.from_numpy(batch.source_segments > 0).to(device)
+    # Of a row that is all padding everything is seen, so that it yields no NaN.
+    seen_BR = is_text_BR | ~is_text_BR.any(dim=1, keepdim=True)
+    source_BR = torch.from_numpy(batch.source).to(device, torch.int64)
+    return {"input_ids": source_BR, "attention_mask": _mask(seen_BR[:, None, None], attention, dtype)}
+
+
 def packed_mask(
     segments_BS: torch.Tensor, attention: AttentionKernel, dtype: torch.dtype, *, causal: bool = True
 ) -> torch.Tensor:
@@ -149,11 +166,14 @@ def packed_mask(
     Padding is a segment (0) like any other, so that a padding row attends to something and yields no NaN.
     """
     same_BQK = segments_BS[:, :, None] == segments_BS[:, None, :]
-    allowed_B1QK = (same_BQK.tril() if causal else same_BQK)[:, None]
+    return _mask((same_BQK.tril() if causal else same_BQK)[:, None], attention, dtype)
+
+
+def _mask(allowed_B1QK: torch.Tensor, attention: AttentionKernel, dtype: torch.dtype) -> torch.Tensor:
     if attention != "eager":
         return allowed_B1QK
     lowest = torch.finfo(dtype).min
-    return torch.zeros(allowed_B1QK.shape, dtype=dtype, device=segments_BS.device).masked_fill(~allowed_B1QK, lowest)
+    return torch.zeros(allowed_B1QK.shape, dtype=dtype, device=allowed_B1QK.device).masked_fill(~allowed_B1QK, lowest)
 
 
 @contextmanager

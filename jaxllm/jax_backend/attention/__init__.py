@@ -5,7 +5,21 @@ a mask of queries x keys.
 """
 
 from jaxllm.jax_backend.attention.kernel import AttentionKernel
-from jaxllm.jax_backend.attention.visibility import Visibility, cache_visibility, sequence_visibility, visible
+from jaxllm.jax_backend.attention.visibility import (
+    Visibility,
+    cache_visibility,
+    sequence_visibility,
+    source_visibility,
+    visible,
+)
 from jaxllm.jax_backend.attention.xla import xla_attention
 
-__all__ = ["AttentionKernel", "Visibility", "cache_visibility", "sequence_visibility", "visible", "xla_attention"]
+__all__ = [
+    "AttentionKernel",
+    "Visibility",
+    "cache_visibility",
+    "sequence_visibility",
+    "source_visibility",
+    "visible",
+    "xla_attention",
+]

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from jaxllm.config.schema import AttentionName, JaxConfig
 from jaxllm.errors import ConfigError
-from jaxllm.families.spec import AttentionSpec
+from jaxllm.families.spec import AttentionSpec, ModelSpec
 from jaxllm.jax_backend.attention.blocked import blocked_attention
 from jaxllm.jax_backend.attention.cudnn import check_cudnn, cudnn_attention
 from jaxllm.jax_backend.attention.kernel import AttentionKernel
@@ -23,11 +23,16 @@ from jaxllm.jax_backend.precision import Policy
 _FASTEST: Mapping[str, AttentionName] = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
 
 
-def kernel_of(config: JaxConfig, spec: AttentionSpec, length: int, policy: Policy, mesh: Mesh) -> AttentionKernel:
+def kernel_of(config: JaxConfig, model: ModelSpec, length: int, policy: Policy, mesh: Mesh) -> AttentionKernel:
     """The kernel for rows of `length` tokens: the one asked for, or with `auto` the platform's fastest that can do it.
 
     A mesh that splits the sequence has the ring.  ConfigError when the kernel asked for cannot.
     """
+    spec = model.attention
+    if model.encoder is not None:
+        if config.attention not in ("auto", "xla"):
+            raise ConfigError("jax.attention", f"{config.attention} cannot attend to a source, as an encoder-decoder does; use auto")
+        return xla_attention
     if mesh.shape[RING] > 1:
         check_ring(spec, config.attention, mesh.shape[RING])
         return ring_attention

@@ -29,7 +29,8 @@ class AttentionKernel(Protocol):
     ) -> jax.Array:
         """(B, S, H, D) in the compute dtype, its softmax in the statistics dtype.
 
-        Query head h reads key/value head h * K // H (arXiv:2305.13245).  dropout_key: turns on the spec's dropout of the
+        Query head h reads key/value head h * K // H (arXiv:2305.13245).  Only the XLA kernel knows `visibility.bias` and keys
+        of other tokens than the queries (`choose.kernel_of` sees to it).  dropout_key: turns on the spec's dropout of the
         weights, where it has any.
         """
         ...

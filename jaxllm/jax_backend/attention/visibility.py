@@ -1,6 +1,6 @@
 """Which keys a query may see.
 
-Shape legend: B batch, S queries, T keys.
+Shape legend: B batch, S queries, T keys, H heads.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ class Visibility(NamedTuple):
     query_index_S, key_index_T (int32): place of each query and key in its row, which `causal` and `window` compare.
     query_segments_BS, key_segments_BT (int32): the document each belongs to, 0 for padding; a query sees only keys of its own
     segment.  None: one document and no padding.
+    bias_HST: what is added to the scores; None: nothing.
     """
 
     query_index: jax.Array
     key_index: jax.Array
     query_segments: jax.Array | None = None
     key_segments: jax.Array | None = None
+    bias: jax.Array | None = None
 
 
 def sequence_visibility(segments_BS: jax.Array, order_S: NDArray[np.int32]) -> Visibility:
@@ -38,6 +40,15 @@ def sequence_visibility(segments_BS: jax.Array, order_S: NDArray[np.int32]) -> V
 def cache_visibility(offset: jax.Array, queries: int, length: int) -> Visibility:
     """Queries `offset`, `offset + 1`, ... over a cache of `length` keys, of which a causal layer sees those up to itself."""
     return Visibility(offset + jnp.arange(queries, dtype=jnp.int32), jnp.arange(length, dtype=jnp.int32))
+
+
+def source_visibility(segments_BT: jax.Array, queries: int) -> Visibility:
+    """Queries that all see the same keys: all of a source that are not padding (everything, where all is padding)."""
+    batch, keys = segments_BT.shape
+    has_text_B1 = jnp.any(segments_BT > 0, axis=1, keepdims=True)
+    seen_BS = jnp.broadcast_to(has_text_B1.astype(jnp.int32), (batch, queries))
+    places = (jnp.arange(length, dtype=jnp.int32) for length in (queries, keys))
+    return Visibility(*places, seen_BS, (segments_BT > 0).astype(jnp.int32))
 
 
 def visible(visibility: Visibility, spec: AttentionSpec) -> jax.Array:

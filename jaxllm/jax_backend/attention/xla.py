@@ -45,6 +45,8 @@ def xla_attention(
     scores_BKGST = scores_BKGST * spec.scale
     if spec.softcap is not None:
         scores_BKGST = jnp.tanh(scores_BKGST / spec.softcap) * spec.softcap
+    if visibility.bias is not None:
+        scores_BKGST += visibility.bias.reshape(-1, groups, *scores_BKGST.shape[3:]).astype(policy.statistics)
     lowest = np.finfo(policy.statistics).min
     scores_BKGST = jnp.where(visible(visibility, spec)[:, None, None], scores_BKGST, lowest)
     weights_BKGST = jax.nn.softmax(scores_BKGST, axis=-1).astype(policy.compute)

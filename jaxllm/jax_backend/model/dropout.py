@@ -18,6 +18,10 @@ class Site(IntEnum):
     MLP_OUTPUT = 3
     HEAD = 4
     HEAD_DENSE = 5
+    MLP_INNER = 6
+    CROSS_ATTENTION = 7
+    CROSS_ATTENTION_OUTPUT = 8
+    FINAL = 9
 
 
 def step_key(seed: int, step: jax.Array, micro_batch: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxllm.families.spec import Activation, MlpSpec
+from jaxllm.jax_backend.model.dropout import Site, token_dropout
 from jaxllm.jax_backend.model.linear import Linear
 from jaxllm.jax_backend.model.runtime import Runtime
 from jaxllm.jax_backend.remat import named
@@ -33,9 +34,11 @@ class Mlp(nnx.Module):
         self.up = Linear(inward, outward, spec.bias, runtime)
         self.down = Linear((spec.size, hidden), ("mlp", "embed"), spec.bias, runtime)
         self.activation = spec.activation
+        self.dropout = spec.dropout
         self.runtime = runtime
 
-    def __call__(self, x_BSE: jax.Array) -> jax.Array:
+    def __call__(self, x_BSE: jax.Array, key: jax.Array | None, index_S: jax.Array) -> jax.Array:
+        """key: of dropout, if there is any.  index: which token of its row stands at each place."""
         constrain = self.runtime.layout.constrain
         activate = ACTIVATIONS[self.activation]
         x_BSE = constrain(x_BSE, "batch", "sequence", "hidden")
@@ -43,4 +46,5 @@ class Mlp(nnx.Module):
         gate_BSM = inner_BSM if self.gate is None else named(self.gate(x_BSE), "mlp_gate")
         inner_BSM = activate(gate_BSM) if self.gate is None else activate(gate_BSM) * inner_BSM
         inner_BSM = named(constrain(inner_BSM, "batch", "sequence", "mlp"), "mlp_inner")
+        inner_BSM = token_dropout(inner_BSM, self.dropout, key, Site.MLP_INNER, index_S)
         return constrain(self.down(inner_BSM), "batch", "residual", "hidden")

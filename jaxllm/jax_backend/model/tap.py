@@ -16,7 +16,7 @@ from jaxllm.jax_backend.remat import named
 
 LAYERS = "layers"
 
-# By point; under LAYERS the points of all layers, each with a leading `layers` axis.
+# By point; under LAYERS the points of all layers, each with a leading `layers` axis; under the name of another stack its points.
 Points = dict[str, Any]
 
 
@@ -33,6 +33,10 @@ class Tap:
 
     def of_layer(self, _offsets: Points | None, /) -> Tap:
         """The tap of one layer, made inside the scan."""
+        return self
+
+    def of_stack(self, _name: str, /) -> Tap:
+        """The tap of another stack of layers than the one that makes the logits."""
         return self
 
     def records(self) -> Points | None:
@@ -62,6 +66,11 @@ class Recorder(Tap):
 
     def of_layer(self, offsets: Points | None, /) -> Recorder:
         return Recorder(offsets or {})
+
+    def of_stack(self, name: str, /) -> Recorder:
+        stack = Recorder(self._offsets.get(name, {}))
+        self._records[name] = stack.records()
+        return stack
 
     def records(self) -> Points:
         return self._records

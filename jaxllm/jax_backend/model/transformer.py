@@ -1,13 +1,11 @@
-"""The Transformer: embeddings, a scan over stacked layers, a final norm and an output head.
+"""The Transformer: embeddings, a scan over stacked layers, a final norm and an output head; an encoder beside them or not.
 
-Shape legend: B batch, S sequence, E hidden, V vocabulary, T cache length.
+Shape legend: B batch, S sequence, R tokens of a source, E hidden, V vocabulary, T cache length, L layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,30 +13,45 @@ import numpy as np
 from flax import nnx
 
 from jaxllm.families.rope import RopeSpec
-from jaxllm.families.spec import AttentionSpec, ModelSpec
-from jaxllm.jax_backend.attention import cache_visibility, sequence_visibility
-from jaxllm.jax_backend.model.attention import CacheT, Context, KeyValue
+from jaxllm.families.spec import ModelSpec
+from jaxllm.jax_backend.attention import cache_visibility, sequence_visibility, source_visibility
+from jaxllm.jax_backend.model.attention import CacheT, Context, KeyValue, Source
 from jaxllm.jax_backend.model.block import Block
 from jaxllm.jax_backend.model.dropout import Site, token_dropout
+from jaxllm.jax_backend.model.encoder import Encoder
 from jaxllm.jax_backend.model.experts import Routing
 from jaxllm.jax_backend.model.head import ClassificationHead, MaskedLmHead, build_head
 from jaxllm.jax_backend.model.linear import Embedding
 from jaxllm.jax_backend.model.norm import Norm
 from jaxllm.jax_backend.model.parameter import stacked
+from jaxllm.jax_backend.model.relative import RelativeBias
 from jaxllm.jax_backend.model.rope import Tables, rotary_tables
 from jaxllm.jax_backend.model.runtime import Runtime
-from jaxllm.jax_backend.model.stack import Stretch, stretches
-from jaxllm.jax_backend.model.tap import NO_TAP, Points, Tap
+from jaxllm.jax_backend.model.scan import run_layers
+from jaxllm.jax_backend.model.tap import NO_TAP, Tap
 from jaxllm.jax_backend.precision import Policy
-from jaxllm.jax_backend.remat import named, rematerialised
 
-# What a scan hands to each layer: weights, index, its part of the cache, offsets of its tap; and what comes back.
-LayerInputs: TypeAlias = tuple[Any, jax.Array, Any, Points | None]
-LayerOutputs: TypeAlias = tuple[Any, Points | None, Routing | None]
+ENCODER = "encoder"
+"""What the encoder's parameters, and its points, begin with."""
+
+
+class Text(NamedTuple):
+    """The rows that a pass reads, (B, S) or (B, R) each.
+
+    positions, segments: as in `jaxllm.data.batch.Batch`.  token_types: None: all of the first type.  source, source_segments:
+    of an encoder-decoder.
+    """
+
+    tokens: jax.Array
+    positions: jax.Array
+    segments: jax.Array
+    token_types: jax.Array | None = None
+    source: jax.Array | None = None
+    source_segments: jax.Array | None = None
 
 
 class Transformer(nnx.Module):
-    """A model of one stack of layers, of any family."""
+    """A model of any family: a stack of layers that makes logits, and in an encoder-decoder the stack that it reads."""
 
     def __init__(self, spec: ModelSpec, runtime: Runtime) -> None:
         self.embed = Embedding(spec.vocab_size, spec.hidden_size, ("vocab", "embed"), runtime)
@@ -52,54 +65,92 @@ class Transformer(nnx.Module):
         )
         post = spec.norm.place == "post"
         self.embedding_norm = Norm(spec.norm, (spec.hidden_size,), ("embed",), runtime) if post else None
-        self.layers = stacked(lambda: Block(spec, runtime), spec.layers)
+        self.encoder = None if spec.encoder is None else Encoder(spec, spec.encoder, runtime)
+        cross = None if spec.encoder is None else spec.encoder.cross
+        self.layers = stacked(lambda: Block(spec, runtime, cross), spec.layers)
+        self.relative_bias = None if spec.attention.relative is None else RelativeBias(spec.attention, runtime)
         self.final_norm = None if post else Norm(spec.norm, (spec.hidden_size,), ("embed",), runtime)
         self.head = build_head(spec, runtime)
         self.spec = spec
         self.runtime = runtime
 
-    def __call__(
-        self,
-        inputs_BS: jax.Array,
-        positions_BS: jax.Array,
-        segments_BS: jax.Array,
-        key: jax.Array | None = None,
-        tap: Tap = NO_TAP,
-        token_types_BS: jax.Array | None = None,
-    ) -> jax.Array:
+    def __call__(self, text: Text, key: jax.Array | None = None, tap: Tap = NO_TAP) -> jax.Array:
         """Logits (B, S, V) in the compute dtype, or (B, 1, L) of L outputs for a whole row.
 
-        key: turns dropout on, where the spec has any.  tap: sees every point.  token_types: None: all of the first type.
+        key: turns dropout on, where the spec has any.  tap: sees every point.
         """
-        return self.routed(inputs_BS, positions_BS, segments_BS, key, tap, token_types_BS)[0]
+        return self.routed(text, key, tap)[0]
 
-    def routed(
-        self,
-        inputs_BS: jax.Array,
-        positions_BS: jax.Array,
-        segments_BS: jax.Array,
-        key: jax.Array | None = None,
-        tap: Tap = NO_TAP,
-        token_types_BS: jax.Array | None = None,
-    ) -> tuple[jax.Array, Routing | None]:
+    def routed(self, text: Text, key: jax.Array | None = None, tap: Tap = NO_TAP) -> tuple[jax.Array, Routing | None]:
         """The same, and what the routers of all layers did, where there are experts."""
-        length = inputs_BS.shape[1]
-        visibility = sequence_visibility(segments_BS, self.runtime.layout.token_order(length))
-        context = Context(visibility, self._rotary(positions_BS, length), key, tap=tap)
-        x_BSE = tap("embedding", self._embed(inputs_BS, positions_BS, key, visibility.query_index, token_types_BS))
-        x_BSE, _, routing = self._layers(x_BSE, context, None)
-        return self._logits(x_BSE, tap, key), routing
+        length = text.tokens.shape[1]
+        visibility = sequence_visibility(text.segments, self.runtime.layout.token_order(length))
+        if self.relative_bias is not None:
+            visibility = visibility._replace(bias=self.relative_bias(length, length))
+        source = self._source(text, key, tap)
+        context = Context(visibility, self._rotary(text.positions, length), key, tap=tap, source=source)
+        x_BSE = self._embed(text.tokens, text.positions, key, visibility.query_index, text.token_types)
+        x_BSE, _, routing = self._layers(tap("embedding", x_BSE), context, None)
+        return self._logits(x_BSE, context), routing
 
-    def decode(self, tokens_BS: jax.Array, offset: jax.Array, last: jax.Array, cache: KeyValue) -> tuple[jax.Array, KeyValue]:
-        """Logits (B, V) after token `last` of `tokens`, which continue the cache at `offset`; and the longer cache."""
+    def _source(self, text: Text, key: jax.Array | None, tap: Tap) -> Source | None:
+        """What the layers read of the source, in a model with an encoder."""
+        if self.encoder is None:
+            return None
+        if text.source is None or text.source_segments is None:
+            raise ValueError("an encoder-decoder needs a source")
+        states_BRE = self.encode(text.source, text.source_segments, key, tap.of_stack(ENCODER))
+        return Source(source_visibility(text.source_segments, text.tokens.shape[1]), states_BRE)
+
+    def encode(
+        self, source_BR: jax.Array, segments_BR: jax.Array, key: jax.Array | None = None, tap: Tap = NO_TAP
+    ) -> jax.Array:
+        """What comes out of the encoder, (B, R, E)."""
+        if self.encoder is None:
+            raise ValueError("this model has no encoder")
+        # Layers fold in their index, L the embeddings and L + 1 the head; the encoder has a tree of keys of its own.
+        key = None if key is None else jax.random.fold_in(key, self.spec.layers + 2)
+        places_R = jnp.arange(source_BR.shape[1], dtype=jnp.int32)
+        return self.encoder(self._embed(source_BR, places_R, key, places_R), segments_BR, key, tap)
+
+    def memory(self, states_BRE: jax.Array) -> KeyValue:
+        """Keys and values that the layers make of what came out of the encoder, (L, B, R, K, D) each."""
+        graphdef, weights = nnx.split(self.layers, graph=False)
+
+        def of_layer(_: None, layer: Block) -> tuple[None, KeyValue]:
+            attention = nnx.merge(graphdef, layer).cross_attention
+            if attention is None:
+                raise ValueError("this model has no encoder")
+            return None, attention.keys_and_values(states_BRE)
+
+        return jax.lax.scan(of_layer, None, weights)[1]
+
+    def decode(
+        self,
+        tokens_BS: jax.Array,
+        offset: jax.Array,
+        last: jax.Array,
+        cache: KeyValue,
+        memory: KeyValue | None = None,
+        source_segments_BR: jax.Array | None = None,
+    ) -> tuple[jax.Array, KeyValue]:
+        """Logits (B, V) after token `last` of `tokens`, which continue the cache at `offset`; and the longer cache.
+
+        memory, source_segments: of an encoder-decoder, `memory` of its source and what of that is padding.
+        """
         batch, length = tokens_BS.shape
         positions_BS = jnp.broadcast_to(offset + jnp.arange(length, dtype=jnp.int32), (batch, length))
         longest = cache.key.shape[2]
         visibility = cache_visibility(offset, length, longest)
-        context = Context(visibility, self._rotary(positions_BS, longest), offset=offset)
-        x_BSE, new_cache, _ = self._layers(self._embed(tokens_BS, positions_BS, None, visibility.query_index), context, cache)
+        if self.relative_bias is not None:
+            bias_HTT = self.relative_bias(longest, longest)
+            visibility = visibility._replace(bias=jax.lax.dynamic_slice_in_dim(bias_HTT, offset, length, axis=1))
+        source = None if source_segments_BR is None else Source(source_visibility(source_segments_BR, length))
+        context = Context(visibility, self._rotary(positions_BS, longest), offset=offset, source=source)
+        x_BSE = self._embed(tokens_BS, positions_BS, None, visibility.query_index)
+        x_BSE, new_cache, _ = self._layers(x_BSE, context, cache, memory)
         x_BSE = jax.lax.dynamic_slice_in_dim(x_BSE, last, 1, axis=1)
-        return self._logits(x_BSE, context.tap)[:, 0], new_cache
+        return self._logits(x_BSE, context)[:, 0], new_cache
 
     def _rotary(self, positions_BS: jax.Array, length: int) -> dict[RopeSpec, Tables]:
         """Of every kind of rotary positions that a layer has.  length: of the longest row."""
@@ -133,60 +184,21 @@ class Transformer(nnx.Module):
         key = None if key is None else jax.random.fold_in(key, self.spec.layers)
         return token_dropout(x_BSE, self.spec.embedding_dropout, key, Site.EMBEDDING, index_S)
 
-    def _layers(self, x_BSE: jax.Array, context: Context, cache: CacheT) -> tuple[jax.Array, CacheT, Routing | None]:
-        """All layers in order, in scans (`stack.Stretch`), so that compile time does not grow with their number."""
-        graphdef, stack = nnx.split(self.layers, graph=False)
+    def _layers(
+        self, x_BSE: jax.Array, context: Context, cache: CacheT, memory: KeyValue | None = None
+    ) -> tuple[jax.Array, CacheT, Routing | None]:
+        return run_layers(self.layers, self.spec.attentions, x_BSE, context, cache, self.runtime.remat, memory)
 
-        def layer(attention: AttentionSpec, x_BSE: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, LayerOutputs]:
-            weights, index, layer_cache, offsets = inputs
-            key = None if context.key is None else jax.random.fold_in(context.key, index)
-            tap = context.tap.of_layer(offsets)
-            block = nnx.merge(graphdef, weights)
-            x_BSE = named(x_BSE, "layer_input")
-            x_BSE, layer_cache, routing = block(x_BSE, attention, context._replace(key=key, tap=tap), layer_cache)
-            return x_BSE, (layer_cache, tap.records(), routing)
-
-        indices = jnp.arange(self.spec.layers, dtype=jnp.int32)
-        inputs = (stack, indices, cache, context.tap.layer_offsets())
-        outputs = []
-        for stretch in stretches(self.spec.attentions):
-            x_BSE, output = self._scan(layer, stretch, x_BSE, stretch.take(inputs))
-            outputs.append(output)
-        joined = outputs[0] if len(outputs) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
-        new_cache, records, routing = joined
-        context.tap.keep_layers(records)
-        return x_BSE, new_cache, jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), routing)
-
-    def _scan(
-        self, layer: Callable[..., tuple[jax.Array, LayerOutputs]], stretch: Stretch, x_BSE: jax.Array, inputs: LayerInputs
-    ) -> tuple[jax.Array, LayerOutputs]:
-        """One stretch of layers.  Leaves of `inputs` are as `Stretch.take` gives them, of the outputs (layers, ...)."""
-        remat = self.runtime.remat
-        if len(stretch.period) == 1:
-            return jax.lax.scan(rematerialised(partial(layer, stretch.period[0]), remat), x_BSE, inputs)
-
-        def at(place: int, attention: AttentionSpec, x_BSE: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, LayerOutputs]:
-            # Picked here, within what is rematerialised: picked before, each layer's weights would be kept as activations.
-            return layer(attention, x_BSE, jax.tree.map(lambda leaf: leaf[place], inputs))
-
-        layers = [rematerialised(partial(at, *placed), remat) for placed in enumerate(stretch.period)]
-
-        def period(x_BSE: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, LayerOutputs]:
-            outputs = []
-            for each in layers:
-                x_BSE, output = each(x_BSE, inputs)
-                outputs.append(output)
-            return x_BSE, jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)
-
-        x_BSE, outputs = jax.lax.scan(period, x_BSE, inputs)
-        return x_BSE, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outputs)
-
-    def _logits(self, x_BSE: jax.Array, tap: Tap, key: jax.Array | None = None) -> jax.Array:
+    def _logits(self, x_BSE: jax.Array, context: Context) -> jax.Array:
+        tap, key, policy = context.tap, context.key, self.runtime.policy
+        key = None if key is None else jax.random.fold_in(key, self.spec.layers + 1)
         if self.final_norm is not None:
             x_BSE = tap("final_norm", self.final_norm(x_BSE))
+        x_BSE = token_dropout(x_BSE, self.spec.final_dropout, key, Site.FINAL, context.visibility.query_index)
         x_BSE = self.runtime.layout.constrain(x_BSE, "batch", "sequence", "hidden")
+        if self.spec.head_scale is not None:
+            x_BSE = (x_BSE.astype(policy.statistics) * self.spec.head_scale).astype(policy.compute)
         if isinstance(self.head, ClassificationHead):
-            key = None if key is None else jax.random.fold_in(key, self.spec.layers + 1)
             return tap("logits", self.head(x_BSE, key))
         if isinstance(self.head, MaskedLmHead):
             logits_BSV = self.embed.attend(self.head(x_BSE)) + self.head.bias[...]
