@@ -80,6 +80,24 @@ class Decoder(Protocol):
         ...
 
 
+class Translator(Protocol):
+    """Next-token logits of the targets of many sources, with a cache of keys and values.
+
+    B sources of R tokens, K beams of each, N = B K targets (those of a source one after another), V vocabulary entries.
+    """
+
+    def start(self, source_BR: NDArray[np.int32], segments_BR: NDArray[np.int32], token: int) -> NDArray[np.float32]:
+        """Logits (B, V) after `token`, the first of every target.  segments: 0 for padding."""
+        ...
+
+    def advance(self, tokens_N: NDArray[np.int32], parents_N: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Logits (N, V) after one more token of every target.
+
+        parents: the target of the same source that each goes on from, so that a search can drop some and double others.
+        """
+        ...
+
+
 class Backend(Protocol):
     """One way to train: the same methods, the same meaning, on JAX and on PyTorch + DeepSpeed."""
 
@@ -119,6 +137,10 @@ class Backend(Protocol):
 
     def decoder(self, max_length: int) -> Decoder:
         """A decoder over the current weights for sequences of up to max_length tokens (collective: all feed the same)."""
+        ...
+
+    def translator(self, beams: int, max_length: int) -> Translator:
+        """A translator over the current weights of an encoder-decoder, for targets of up to max_length tokens (collective)."""
         ...
 
     def export(self, progress: Progress) -> TrainingState:

@@ -15,6 +15,9 @@ from jaxllm.generation.load import load_trained
 from jaxllm.state import write_weights
 
 
+_OF_DECODER = ("pad_token_id", "decoder_start_token_id")
+
+
 @dataclass(frozen=True)
 class Exported:
     """What was written."""
@@ -40,9 +43,8 @@ def export_run(run: Path, out: Path, step: int | None, dtype: str, report: Calla
     shutil.rmtree(partial, ignore_errors=True)
     try:
         write_weights(open_state(trained.checkpoint.folder, model), partial, model.huggingface_config, dtype=dtype)
-        end = model.huggingface_config.get("eos_token_id")
-        begin = model.huggingface_config.get("bos_token_id")
-        generation = {"_from_model_config": True, "bos_token_id": begin, "eos_token_id": end}
+        special = ("bos_token_id", "eos_token_id") + (_OF_DECODER if model.spec.encoder is not None else ())
+        generation = {"_from_model_config": True, **{key: model.huggingface_config.get(key) for key in special}}
         (partial / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
         trained.tokenizer.save(partial)
         partial.rename(out)

@@ -38,7 +38,7 @@ from jaxllm.errors import DataError
 SplitName: TypeAlias = Literal["train", "validation"]
 
 DEFAULT_CACHE = Path("~/.cache/jaxllm")
-_FORMAT = 3
+_FORMAT = 4
 _COUNTS = "prepared.json"
 
 

@@ -20,7 +20,13 @@ Tokens: TypeAlias = NDArray[np.uint16] | NDArray[np.uint32] | NDArray[np.float32
 NO_LABEL = -1.0
 """In the labels of a word-labelled example: a token that is not the first of its word."""
 
-COLUMNS: Mapping[str, type[np.generic] | None] = {"tokens": None, "second": None, "labels": np.float32, "origins": np.uint8}
+COLUMNS: Mapping[str, type[np.generic] | None] = {
+    "tokens": None,
+    "second": None,
+    "labels": np.float32,
+    "origins": np.uint8,
+    "references": np.uint8,
+}
 """What is kept of each document, and in which type; None: the smallest that holds a token.  Plain texts have only tokens."""
 
 _TOKENS = "tokens.npy"

@@ -139,7 +139,7 @@ class _Corpus:
 
     def write(self, name: str, source: Source, tokenizer: Tokenizer) -> NDArray[np.int64]:
         """Tokenise a source into the token file `name`; returns the UTF-8 bytes of each document."""
-        encode = _Encode(tokenizer, self._ending)
+        encode = _Encode(tokenizer, self._ending, references=self._objective.kind == "seq2seq")
         sizes: list[NDArray[np.int64]] = []
         with ExitStack() as stack:
             writers: dict[str, TokenWriter] = {}
@@ -230,16 +230,18 @@ class _Encode:
     """Tokenises an Arrow table of texts; what `datasets` runs, in this process or in a worker.
 
     ending: `eos` puts the end-of-text token after each text, `template` what the tokenizer puts around one, `none` nothing.
+    references: whether the text of targets is kept, since what a model writes is compared with it and not with its tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, ending: Ending, single_threaded: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, ending: Ending, *, references: bool, single_threaded: bool = False) -> None:
         self._tokenizer = tokenizer
         self._ending = ending
+        self._references = references
         self._single_threaded = single_threaded
 
     def in_worker(self) -> _Encode:
         """The same for one of several processes, each of which keeps to one thread."""
-        return _Encode(self._tokenizer, self._ending, single_threaded=True)
+        return _Encode(self._tokenizer, self._ending, references=self._references, single_threaded=True)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Documents -> columns tokens (a list per document), bytes (of the text as UTF-8), and what examples have besides."""
@@ -259,9 +261,14 @@ class _Encode:
         if "labels" in names and "labels" not in columns:
             columns["labels"] = table.column("labels").combine_chunks()
         if "origin" in names:
-            encoded = [text.encode() for text in table.column("origin").to_pylist()]
-            columns["origins"] = self._lists([list(text) for text in encoded], np.uint8)
+            columns["origins"] = self._bytes(table.column("origin"))
+        if self._references:
+            columns["references"] = self._bytes(table.column("second"))
         return pa.table(columns)
+
+    def _bytes(self, texts: pa.ChunkedArray) -> pa.LargeListArray:
+        """Texts themselves, as UTF-8."""
+        return self._lists([np.frombuffer(text.encode(), np.uint8) for text in texts.to_pylist()], np.uint8)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         encoded = self._tokenizer.encode_batch(texts)

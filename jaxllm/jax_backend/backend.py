@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxllm.backend import Decoder, EvaluationResult, Hyper, StepResult
+from jaxllm.backend import Decoder, EvaluationResult, Hyper, StepResult, Translator
 from jaxllm.config.batch import BatchPlan, resolve_batch
 from jaxllm.data.batch import Batch, Shard
 from jaxllm.errors import BackendError
@@ -140,6 +140,13 @@ class JaxBackend:
 
         started = self._started
         return JaxDecoder(started.run.model.spec, started.network.runtime, started.params, max_length)
+
+    def translator(self, beams: int, max_length: int) -> Translator:
+        """A translator over the current weights, valid until the next step."""
+        from jaxllm.jax_backend.translator import JaxTranslator
+
+        started = self._started
+        return JaxTranslator(started.run.model.spec, started.network.runtime, started.params, beams, max_length)
 
     def export(self, progress: Progress) -> TrainingState:
         """The current state, streamed leaf by leaf (collective); valid until the next step."""

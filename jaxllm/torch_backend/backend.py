@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from jaxllm.backend import Decoder, EvaluationResult, Hyper, StepResult
+from jaxllm.backend import Decoder, EvaluationResult, Hyper, StepResult, Translator
 from jaxllm.config.batch import BatchPlan, resolve_batch
 from jaxllm.config.schema import BackendName
 from jaxllm.data.batch import Batch, Shard
@@ -27,6 +27,7 @@ from jaxllm.torch_backend.memory import MemoryMeter
 from jaxllm.torch_backend.mesh import Mesh, make_mesh
 from jaxllm.torch_backend.model import import_model
 from jaxllm.torch_backend.step import Loop
+from jaxllm.torch_backend.translator import TorchTranslator
 from jaxllm.torch_backend.transfer import export_state, load_state
 
 
@@ -109,6 +110,11 @@ class DeepSpeedBackend:
 
     def decoder(self, max_length: int) -> Decoder:
         return TorchDecoder(self._started, self._group.device, max_length)
+
+    def translator(self, beams: int, max_length: int) -> Translator:
+        assert self._run is not None  # noqa: S101 - `start` comes first
+        attention = self._run.config.deepspeed.attention
+        return TorchTranslator(self._started, attention, self._group.device, beams, max_length)
 
     # ------------------------------------------------------------------------------------------------------------ state
 

@@ -134,7 +134,7 @@ def model_inputs(
     tokens, positions = whole(batch.inputs[:, mine]), whole(batch.positions[:, mine]) + spec.position_offset
     arguments: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
     if spec.encoder is not None:
-        arguments = {"decoder_input_ids": tokens, "decoder_attention_mask": mask, **source_inputs(batch, attention, dtype, device)}
+        arguments = {"decoder_input_ids": tokens, "decoder_attention_mask": mask, **_source(batch, attention, dtype, device)}
     if spec.token_types:
         types = np.zeros_like(batch.inputs) if batch.token_types is None else batch.token_types
         arguments["token_type_ids"] = whole(types)
@@ -147,15 +147,27 @@ def model_inputs(
     return ModelInputs(arguments, (whole if is_label else number)(targets), number(weights), segments[:, mine] > 0)
 
 
-def source_inputs(batch: Batch, attention: AttentionKernel, dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
-    """What an encoder is called with.  Its mask (B, 1, 1, R) is that of cross attention, too."""
+def _source(batch: Batch, attention: AttentionKernel, dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
     if batch.source is None or batch.source_segments is None:
         raise BackendError("an encoder-decoder needs a source; train it with the objective seq2seq or span-corruption")
-    is_text_BR = torch.from_numpy(batch.source_segments > 0).to(device)
-    # Of a row that is all padding everything is seen, so that it yields no NaN.
+    return source_inputs(batch.source, batch.source_segments, attention, dtype, device)
+
+
+def source_inputs(
+    source_BR: NDArray[np.int32],
+    segments_BR: NDArray[np.int32],
+    attention: AttentionKernel,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[str, torch.Tensor]:
+    """What an encoder is called with.  Its mask (B, 1, 1, R) is that of cross attention, too.
+
+    Of a row that is all padding everything is seen, so that it yields no NaN.
+    """
+    is_text_BR = torch.from_numpy(segments_BR > 0).to(device)
     seen_BR = is_text_BR | ~is_text_BR.any(dim=1, keepdim=True)
-    source_BR = torch.from_numpy(batch.source).to(device, torch.int64)
-    return {"input_ids": source_BR, "attention_mask": _mask(seen_BR[:, None, None], attention, dtype)}
+    source = torch.from_numpy(source_BR).to(device, torch.int64)
+    return {"input_ids": source, "attention_mask": _mask(seen_BR[:, None, None], attention, dtype)}
 
 
 def packed_mask(
