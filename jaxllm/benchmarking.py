@@ -90,7 +90,7 @@ def measure(
                 loop.follow(PROFILED_STEPS if profile else 0)
         seconds = statistics.median(blocks)
         rate = tokens_per_step(run.config) / seconds
-        flops = rate * flops_per_token(run.model.spec, run.config.data.sequence_length).training
+        flops = rate * flops_per_token(run.model.spec, run.config.data.sequence_length, run.config.data.target_length).training
         peak = _peak(run, backend)
         measured = Measurement(
             steps=steps,

@@ -23,9 +23,11 @@ from jaxllm.data.prepare import PreparedData, SplitName
 from jaxllm.data.prepare import prepare as prepare_data
 from jaxllm.errors import JaxllmError
 from jaxllm.evaluation import evaluate
+from jaxllm.evaluation.written import write_targets
 from jaxllm.families import check_sequence_length, resolve_model, task_of
 from jaxllm.families.rates import rate_scales
 from jaxllm.generation import Sampling, generate, prompt_tokens
+from jaxllm.generation.search import Search
 from jaxllm.interrupts import StopRequest
 from jaxllm.ledger import Ledger
 from jaxllm.metrics.chips import peak_flops
@@ -40,6 +42,9 @@ from jaxllm.schedule import check_schedule, hyper
 from jaxllm.state import Progress
 from jaxllm.state.initial import compare_folder
 from jaxllm.state.store import Checkpoint, CheckpointStore
+
+
+_SAMPLED = 3  # examples whose targets a run writes at its end
 
 
 @dataclass(frozen=True)
@@ -261,6 +266,8 @@ class _Loop:
         plain = self._config.objective.kind == "causal-lm"
         if plain:
             self._write_sample()
+        elif self._config.objective.kind == "seq2seq":
+            self._write_targets()
         if self._backend.is_main:
             from jaxllm.metrics.plot import plot_losses
 
@@ -285,6 +292,18 @@ class _Loop:
             self._plan.folder.sample.write_text(text + "\n")
         self._sinks.message(f"sample:\n{text}")
 
+    def _write_targets(self) -> None:
+        """Targets of the first sources of the validation split, beside those of the data; every process decodes, one writes."""
+        settings, run = self._config.sample, self._plan.run
+        if settings.max_new_tokens < 1:
+            return
+        search = Search(1, min(settings.max_new_tokens, run.config.data.target_length or run.config.data.sequence_length))
+        written = write_targets(self._backend, run, self._plan.data, search, limit=_SAMPLED)
+        text = "\n".join(f"source:  {each.source}\ntarget:  {each.target}\nwritten: {each.written}\n" for each in written)
+        if self._backend.is_main:
+            self._plan.folder.sample.write_text(text)
+        self._sinks.message(f"sample:\n{text.rstrip()}")
+
     def _announce(self) -> None:
         data, model = self._plan.data, self._plan.run.model
         begins = f"going on after step {self._start_step}" if self._start_step else "starting"
@@ -300,7 +319,8 @@ class _Loop:
 
     def _make_meter(self) -> Meter:
         described = self._backend.device_description()
-        flops = flops_per_token(self._plan.run.model.spec, self._config.data.sequence_length).training
+        data = self._config.data
+        flops = flops_per_token(self._plan.run.model.spec, data.sequence_length, data.target_length).training
         chip, devices = described.get("chip"), described.get("devices")
         peak = peak_flops(str(chip), devices, self._config.training.precision) if isinstance(devices, int) else None
         return Meter(self._total, self._start_step, flops, peak)

@@ -29,6 +29,10 @@ from jaxllm.cli.options import handle_errors
 @click.option(
     "--figure", type=click.Path(path_type=Path), help="Where the confusion matrix is drawn; default: RUN/confusion.png."
 )
+@click.option("--beams", type=click.IntRange(min=1), help="seq2seq: targets followed at once; default 4; 1 is greedy.")
+@click.option("--length-penalty", type=float, help="seq2seq: more than 0 favours long targets; default 1.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="seq2seq: of a target; default: as in training.")
+@click.option("--written", type=click.Path(path_type=Path), help="seq2seq: write source, target and what was written here (JSONL).")
 @handle_errors
 def eval_(
     run: Path,
@@ -39,12 +43,17 @@ def eval_(
     batch: int | None,
     json_file: Path | None,
     figure: Path | None,
+    beams: int | None,
+    length_penalty: float | None,
+    max_new_tokens: int | None,
+    written: Path | None,
 ) -> None:
     """Evaluate the model in RUN: a run folder, or a folder that `jaxllm export` or `save_pretrained` wrote.
 
     \b
     jaxllm eval runs/bert-sst2
     jaxllm eval my-model --data test.tsv --field text=sentence --field label=label
+    jaxllm eval runs/t5-multi30k --beams 4 --written translations.jsonl
     """
     from rich.console import Console
 
@@ -52,7 +61,9 @@ def eval_(
     from jaxllm.evaluation.report import Report, draw_confusion
     from jaxllm.evaluation.run import evaluate_trained
     from jaxllm.evaluation.subject import OtherData, subject
+    from jaxllm.evaluation.written import save_written
     from jaxllm.generation.load import load_trained
+    from jaxllm.generation.search import Search
 
     other = OtherData(files, _fields(fields)) if files else None
     if fields and not files:
@@ -61,7 +72,14 @@ def eval_(
     name: BackendName = "jax" if (backend or trained.run.config.backend) == "jax" else "deepspeed"
     if name == "deepspeed":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    found = evaluate_trained(name, trained, data)
+    search = None
+    if trained.run.config.objective.kind == "seq2seq":
+        settings = trained.run.config.data
+        longest = max_new_tokens or settings.target_length or settings.sequence_length
+        search = Search(beams or 4, longest, 1.0 if length_penalty is None else length_penalty)
+    elif any(option is not None for option in (beams, length_penalty, max_new_tokens, written)):
+        raise click.UsageError("--beams, --length-penalty, --max-new-tokens and --written are for seq2seq models")
+    found = evaluate_trained(name, trained, data, search)
     checkpoint = trained.checkpoint
     objective = trained.run.config.objective.kind
     report = Report(str(run), name, objective, checkpoint.step if checkpoint else None, data.validation.documents.size, found)
@@ -71,6 +89,8 @@ def eval_(
     if measures is not None and measures.confusion is not None and picture is not None:
         draw_confusion(measures.labels, measures.confusion, picture)
         click.echo(f"confusion matrix: {picture}")
+    if written is not None:
+        save_written(written, found.written)
     if json_file is not None:
         json_file.write_text(json.dumps(report.to_json(), indent=2) + "\n")
 

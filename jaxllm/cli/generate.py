@@ -26,6 +26,7 @@ from jaxllm.cli.options import handle_errors
     help="Only the most likely that together reach this probability.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--beams", type=click.IntRange(min=1), default=4, show_default=True, help="Encoder-decoders: 1 is greedy.")
 @handle_errors
 def generate(
     run: Path,
@@ -37,23 +38,31 @@ def generate(
     top_k: int,
     top_p: float,
     seed: int,
+    beams: int,
 ) -> None:
     """Continue a prompt with the model in RUN: a run folder, or a folder that `jaxllm export` wrote.
 
+    An encoder-decoder writes the target of the prompt instead, by beam search.
+
     \b
     jaxllm generate runs/quickstart --prompt "def main("
+    jaxllm generate runs/t5-multi30k --prompt "A man is riding a bicycle." --beams 4
     """
     from jaxllm.backend import create_backend
     from jaxllm.checkpointing import drop_portable, open_state, portable_state
     from jaxllm.config.schema import BackendName
     from jaxllm.data.tokenizer import StreamDecoder
     from jaxllm.errors import JaxllmError
+    from jaxllm.evaluation.written import source_tokens, write_one
     from jaxllm.generation import Sampling, prompt_tokens
     from jaxllm.generation import generate as continue_text
     from jaxllm.generation.load import load_trained
+    from jaxllm.generation.search import Search
 
     trained = load_trained(run, step, lambda text: click.echo(text, err=True))
-    tokens = prompt_tokens(trained.tokenizer, prompt)
+    translates = trained.run.model.spec.encoder is not None
+    _check_given(("temperature", "top_k", "top_p", "seed") if translates else ("beams",), translates)
+    tokens = source_tokens(trained.tokenizer, prompt) if translates else prompt_tokens(trained.tokenizer, prompt)
     limit = trained.run.model.spec.max_positions
     if len(tokens) >= limit:
         raise JaxllmError(f"--prompt has {len(tokens)} tokens but the model sees {limit}; shorten it")
@@ -72,6 +81,9 @@ def generate(
     try:
         if trained.checkpoint is not None:
             drop_portable(trained.checkpoint)
+        if translates:
+            click.echo(write_one(engine, trained.tokenizer, tokens, Search(beams, max_new_tokens)))
+            return
         decoder = engine.decoder(len(tokens) + new_tokens)
         text = StreamDecoder(trained.tokenizer)
         click.echo(prompt, nl=False)
@@ -81,3 +93,13 @@ def generate(
         click.echo(text.flush())
     finally:
         engine.close()
+
+
+def _check_given(names: tuple[str, ...], translates: bool) -> None:
+    """UsageError when an option was given that means nothing for the model."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            option = f"--{name.replace('_', '-')}"
+            says = "an encoder-decoder writes by beam search; use --beams" if translates else "this model is no encoder-decoder"
+            raise click.UsageError(f"{option} has no meaning here: {says}")

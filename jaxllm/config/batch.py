@@ -75,8 +75,10 @@ def total_steps(config: RunConfig) -> int:
 
 
 def tokens_per_step(config: RunConfig) -> int:
-    """Tokens, padding included, that one optimiser step reads."""
-    return config.training.global_batch * config.data.sequence_length
+    """Tokens, padding included, that one optimiser step reads; of an encoder-decoder those of sources and of targets."""
+    source = config.data.sequence_length
+    paired = config.objective.kind in ("seq2seq", "span-corruption")
+    return config.training.global_batch * (source + (config.data.target_length or source if paired else 0))
 
 
 def _neighbours(value: int, divisor: int) -> str:

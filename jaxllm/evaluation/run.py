@@ -8,6 +8,7 @@ from jaxllm.config.schema import BackendName
 from jaxllm.data.prepare import PreparedData
 from jaxllm.evaluation.evaluate import Evaluated, evaluate
 from jaxllm.generation.load import Trained
+from jaxllm.generation.search import Search
 from jaxllm.state import TrainingState
 
 
@@ -18,13 +19,13 @@ def trained_state(name: BackendName, trained: Trained) -> TrainingState | None:
     return open_state(trained.checkpoint.folder, trained.run.model) if name == "jax" else portable_state(trained.checkpoint)
 
 
-def evaluate_trained(name: BackendName, trained: Trained, data: PreparedData) -> Evaluated:
-    """Start a backend with the model's weights, evaluate it on the validation split, and close it."""
+def evaluate_trained(name: BackendName, trained: Trained, data: PreparedData, search: Search | None = None) -> Evaluated:
+    """Start a backend with the model's weights, evaluate it on the validation split, and close it.  search: of `evaluate`."""
     backend = create_backend(name)
     backend.start(trained.run, trained_state(name, trained), training=False)
     try:
         if trained.checkpoint is not None:
             drop_portable(trained.checkpoint)
-        return evaluate(backend, trained.run, data)
+        return evaluate(backend, trained.run, data, search)
     finally:
         backend.close()

@@ -11,6 +11,9 @@ and L layers, a multiply-add being 2 FLOPs:
                                                          each token, L * 2 * (K * 3*E*M + E*X)
     head          2 * E*V                                logits, tied or not
 
+An encoder-decoder has R tokens in the source and S in the target: its encoder is counted over R; its decoder's layers also have
+cross attention, whose keys and values are made of R tokens, and of which every query sees all R.  A row has R + S tokens.
+
 The backward pass costs twice the forward pass.  Not counted: the embedding lookup (no arithmetic), norms, activations, softmax,
 rotary positions, the optimiser (all small), and anything computed twice (rematerialisation), since the model does not need it.
 
@@ -21,9 +24,10 @@ also where packed documents do not attend to each other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 
-from jaxllm.families.spec import ModelSpec
+from jaxllm.families.spec import AttentionSpec, EncoderSpec, ModelSpec
 
 BACKWARD = 2.0
 """FLOPs of the backward pass in units of the forward pass: one product for the inputs' gradient, one for the weights'."""
@@ -33,10 +37,16 @@ BACKWARD = 2.0
 class FlopsPerToken:
     """Forward FLOPs per token, by part of the model."""
 
-    projections: float
-    attention: float
-    mlp: float
-    head: float
+    projections: float = 0.0
+    attention: float = 0.0
+    mlp: float = 0.0
+    head: float = 0.0
+
+    def __add__(self, other: FlopsPerToken) -> FlopsPerToken:
+        return FlopsPerToken(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
+    def __mul__(self, factor: float) -> FlopsPerToken:
+        return FlopsPerToken(*(factor * part for part in astuple(self)))
 
     @property
     def forward(self) -> float:
@@ -49,22 +59,45 @@ class FlopsPerToken:
         return (1.0 + BACKWARD) * self.forward
 
 
-def flops_per_token(model: ModelSpec, sequence_length: int) -> FlopsPerToken:
-    """Model FLOPs per token of a decoder, by the formula above."""
-    query_size = model.attention.heads * model.attention.head_dim
-    key_size = model.attention.kv_heads * model.attention.head_dim
+def flops_per_token(model: ModelSpec, sequence_length: int, target_length: int | None = None) -> FlopsPerToken:
+    """Model FLOPs per token, by the formula above.  target_length: S of an encoder-decoder, R being sequence_length."""
+    if model.encoder is None:
+        return _stack(model, model.attentions, sequence_length) + FlopsPerToken(head=_head(model, sequence_length))
+    source, target = sequence_length, target_length or sequence_length
+    row = (
+        _stack(model, model.encoder.attentions, source) * source
+        + _stack(model, model.attentions, target) * target
+        + _across(model, model.encoder, source, target)
+        + FlopsPerToken(head=_head(model, target)) * target
+    )
+    return row * (1 / (source + target))
+
+
+def _stack(model: ModelSpec, attentions: Sequence[AttentionSpec], sequence_length: int) -> FlopsPerToken:
+    """Of the layers of one stack, per token."""
+    first, layers = attentions[0], len(attentions)
+    query_size, key_size = first.heads * first.head_dim, first.kv_heads * first.head_dim
     mlp = (3 if model.mlp.gated else 2) * model.mlp.size
     if model.mlp.experts is not None:
         mlp = mlp * model.mlp.experts.per_token + model.mlp.experts.count
-    windows = (min(attention.window or sequence_length, sequence_length) for attention in model.attentions)
+    windows = (min(attention.window or sequence_length, sequence_length) for attention in attentions)
     keys = sum(window - window**2 / (2 * sequence_length) for window in windows)
-    if not model.attention.causal:
-        keys = float(model.layers * sequence_length)  # every token attends to the whole sequence
+    if not first.causal:
+        keys = float(layers * sequence_length)  # every token attends to the whole sequence
     return FlopsPerToken(
-        projections=model.layers * 2.0 * model.hidden_size * (2 * query_size + 2 * key_size),
+        projections=layers * 2.0 * model.hidden_size * (2 * query_size + 2 * key_size),
         attention=4.0 * query_size * keys,
-        mlp=model.layers * 2.0 * model.hidden_size * mlp,
-        head=_head(model, sequence_length),
+        mlp=layers * 2.0 * model.hidden_size * mlp,
+    )
+
+
+def _across(model: ModelSpec, encoder: EncoderSpec, source: int, target: int) -> FlopsPerToken:
+    """Of the cross attention of all layers, for a whole row."""
+    cross = encoder.cross
+    query_size, key_size = cross.heads * cross.head_dim, cross.kv_heads * cross.head_dim
+    return FlopsPerToken(
+        projections=model.layers * 4.0 * model.hidden_size * (target * query_size + source * key_size),
+        attention=model.layers * 4.0 * query_size * source * target,
     )
 
 

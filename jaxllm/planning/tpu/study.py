@@ -103,6 +103,8 @@ def study(config: RunConfig, topology: Topology, *, keep: Path | None = None) ->
     """
     vocab_size = vocabulary_of(config)
     model = resolve_model(config.model, vocab_size, weights=False)
+    if model.spec.encoder is not None:
+        raise ConfigError("model.family", f"an encoder-decoder ({model.family}) cannot be compiled without its TPU yet")
     compiled = compile_step(config, topology, vocab_size, keep=keep)
     length = config.data.sequence_length
     tokens = config.training.global_batch * length

@@ -78,7 +78,7 @@ def test_targets_end_at_different_lengths(backend: Backend) -> None:
     """Otherwise the test above says little."""
     found = [searched(backend, search, end) for search in SEARCHES[:2] for end in ENDS]
     assert all(len({len(target) for target in targets}) > 1 for targets in found)
-    assert len({str(targets) for targets in found}) == len(found)
+    assert found[0] != found[len(ENDS)]  # more beams find other targets
 
 
 def searched(backend: Backend, search: Search, end: int) -> list[list[int]]:
