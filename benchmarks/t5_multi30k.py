@@ -1,4 +1,4 @@
-"""A small T5 learns to translate Multi30k's captions from scratch on both backends: loss, chrF, BLEU, and how far the two are apart.
+"""A small T5 learns to translate Multi30k's captions from scratch on both backends: loss, chrF, BLEU, how far they are apart.
 
     python -m benchmarks.t5_multi30k FOLDER [--backend jax|deepspeed|both] [--set A.B=VALUE] [--json OUT]
 
@@ -96,7 +96,8 @@ def main() -> None:
             print(f"{name} after step {step}: {scores}")
         early, epoch = (side["evaluations"][step] for step in STEPS[:2])
         better = epoch["loss"] < early["loss"] and epoch["chrf"] > early["chrf"]
-        print(f"{name}: loss and chrF {'are better' if better else 'are NOT better'} after the first epoch; {side['seconds']:.0f} s")
+        verdict = "are better" if better else "are NOT better"
+        print(f"{name}: loss and chrF {verdict} after the first epoch; {side['seconds']:.0f} s")
         results[name] = side
     for step, found in results.get("apart", {}).items():
         held = found["loss"] <= LOSS and found["chrf"] <= CHRF

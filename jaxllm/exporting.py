@@ -14,7 +14,6 @@ from jaxllm.errors import JaxllmError
 from jaxllm.generation.load import load_trained
 from jaxllm.state import write_weights
 
-
 _OF_DECODER = ("pad_token_id", "decoder_start_token_id")
 
 

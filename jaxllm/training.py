@@ -43,7 +43,6 @@ from jaxllm.state import Progress
 from jaxllm.state.initial import compare_folder
 from jaxllm.state.store import Checkpoint, CheckpointStore
 
-
 _SAMPLED = 3  # examples whose targets a run writes at its end
 
 

@@ -32,9 +32,11 @@ from jaxllm.cli.options import handle_errors
 @click.option("--beams", type=click.IntRange(min=1), help="seq2seq: targets followed at once; default 4; 1 is greedy.")
 @click.option("--length-penalty", type=float, help="seq2seq: more than 0 favours long targets; default 1.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="seq2seq: of a target; default: as in training.")
-@click.option("--written", type=click.Path(path_type=Path), help="seq2seq: write source, target and what was written here (JSONL).")
+@click.option(
+    "--written", type=click.Path(path_type=Path), help="seq2seq: write source, target and what was written here (JSONL)."
+)
 @handle_errors
-def eval_(
+def eval_(  # noqa: PLR0913, PLR0917 - one for each option
     run: Path,
     files: tuple[str, ...],
     fields: tuple[str, ...],

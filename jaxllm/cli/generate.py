@@ -28,7 +28,7 @@ from jaxllm.cli.options import handle_errors
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--beams", type=click.IntRange(min=1), default=4, show_default=True, help="Encoder-decoders: 1 is greedy.")
 @handle_errors
-def generate(
+def generate(  # noqa: PLR0913, PLR0917 - one for each option
     run: Path,
     prompt: str,
     backend: str | None,

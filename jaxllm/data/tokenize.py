@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -290,7 +290,7 @@ class _Encode:
             )
         return {"tokens": self._lists([tokens for tokens, _ in encoded]), "labels": self._lists(labels, np.float32)}
 
-    def _lists(self, values: list[list[Any]], dtype: DTypeLike | None = None) -> pa.LargeListArray:
+    def _lists(self, values: Sequence[Sequence[Any] | NDArray[Any]], dtype: DTypeLike | None = None) -> pa.LargeListArray:
         """Lists of different lengths as an Arrow array.  dtype: default, the tokens'."""
         import pyarrow as pa
 

@@ -246,7 +246,9 @@ def _attention_rules(keys: Keys, layer: Callable[..., WeightRule], name: str, pa
             layer(f"{name}.{to[0]}.weight", (f"{path}.{to}.kernel",), inward, "kernel", Initializer("normal", factor * std))
             for to, std in deviations.items()
         ),
-        layer(f"{name}.o.weight", (f"{path}.output.kernel",), "embed (heads head_dim) -> heads head_dim embed", "kernel", outward),
+        layer(
+            f"{name}.o.weight", (f"{path}.output.kernel",), "embed (heads head_dim) -> heads head_dim embed", "kernel", outward
+        ),
     ]
 
 

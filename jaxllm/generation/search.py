@@ -45,7 +45,9 @@ class _Targets:
         self.ended = sorted([*self.ended, (score, tokens)], key=lambda each: -each[0])[:beams]
 
 
-def translate(translator: Translator, source_BR: Tokens, segments_BR: Tokens, search: Search, start: int, end: int) -> list[list[int]]:
+def translate(
+    translator: Translator, source_BR: Tokens, segments_BR: Tokens, search: Search, start: int, end: int
+) -> list[list[int]]:
     """The best target of each source, without `start` and `end`.
 
     translator: with `search.beams` beams.  start: what a target begins with; end: what ends one.
@@ -67,7 +69,9 @@ def translate(translator: Translator, source_BR: Tokens, segments_BR: Tokens, se
         for targets, totals_C, from_C, token_C, ends_C, keep_K in zip(
             found, totals_BC, from_BC, token_BC, ends_BC, keep_BK, strict=True
         ):
-            candidates = [[*targets.running[parent], token] for parent, token in zip(from_C.tolist(), token_C.tolist(), strict=True)]
+            candidates = [
+                [*targets.running[parent], token] for parent, token in zip(from_C.tolist(), token_C.tolist(), strict=True)
+            ]
             for rank in np.nonzero(ends_C[:beams])[0] if targets.open else ():
                 targets.end(totals_C[rank] / length**search.length_penalty, candidates[rank], beams)
             targets.running = [candidates[rank] for rank in keep_K]

@@ -141,13 +141,15 @@ class JaxProbe:
         return {point: named[point] for point in point_names(self._loaded.run.model.spec)}
 
 
-def _by_name(points: Points, stack: str = "") -> dict[str, Array]:
+def _by_name(points: Mapping[str, Any], stack: str = "") -> dict[str, Array]:
     """Every point, of every layer and stack, by its whole name."""
     named: dict[str, Array] = {}
     for point, x in points.items():
         if point == LAYERS:
             layers = {each: _to_host(stacked) for each, stacked in x.items()}
-            named.update({f"{stack}layers.{layer}.{each}": part for each, parts in layers.items() for layer, part in enumerate(parts)})
+            named.update(
+                {f"{stack}layers.{layer}.{each}": part for each, parts in layers.items() for layer, part in enumerate(parts)}
+            )
         elif isinstance(x, Mapping):
             named |= _by_name(x, f"{point}.")
         else:

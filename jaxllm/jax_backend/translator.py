@@ -36,8 +36,8 @@ class JaxTranslator:
         self._params = jax.jit(self._network.cast)(dict(params))
         self._spec, self._beams, self._max_length = spec, beams, max_length
         cached = layout.sharding("layers", "batch", None, "kv_heads", None)
-        self._encode = jax.jit(self._encoded, out_shardings=(KeyValue(cached, cached), layout.whole, KeyValue(cached, cached)))
-        self._run = jax.jit(self._advanced, donate_argnums=(4,), out_shardings=(layout.whole, KeyValue(cached, cached)))
+        self._encode = jax.jit(self._encoded, out_shardings=(cached, layout.whole, cached))
+        self._run = jax.jit(self._advanced, donate_argnums=(4,), out_shardings=(layout.whole, cached))
         self._length = 0
         self._source: tuple[KeyValue, jax.Array] | None = None
         self._cache: KeyValue | None = None

@@ -98,7 +98,9 @@ class Plan:
 def make_plan(config: RunConfig, model: Model, devices: Sequence[Devices], budget_hours: float | None = None) -> Plan:
     """Plan a run.  ConfigError for a model whose memory is not known."""
     if model.spec.encoder is not None:
-        raise ConfigError("model.family", f"the memory of an encoder-decoder ({model.family}) is not modelled yet; plan a decoder")
+        raise ConfigError(
+            "model.family", f"the memory of an encoder-decoder ({model.family}) is not modelled yet; plan a decoder"
+        )
     compute = compute_of(config, model)
     plans = [_device_plan(config, model, each, compute) for each in devices]
     budgets = [] if budget_hours is None else [_budget(config, model, each, budget_hours) for each in devices]

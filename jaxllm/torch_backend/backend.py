@@ -27,8 +27,8 @@ from jaxllm.torch_backend.memory import MemoryMeter
 from jaxllm.torch_backend.mesh import Mesh, make_mesh
 from jaxllm.torch_backend.model import import_model
 from jaxllm.torch_backend.step import Loop
-from jaxllm.torch_backend.translator import TorchTranslator
 from jaxllm.torch_backend.transfer import export_state, load_state
+from jaxllm.torch_backend.translator import TorchTranslator
 
 
 class DeepSpeedBackend:

@@ -47,8 +47,8 @@ def source_visibility(segments_BT: jax.Array, queries: int) -> Visibility:
     batch, keys = segments_BT.shape
     has_text_B1 = jnp.any(segments_BT > 0, axis=1, keepdims=True)
     seen_BS = jnp.broadcast_to(has_text_B1.astype(jnp.int32), (batch, queries))
-    places = (jnp.arange(length, dtype=jnp.int32) for length in (queries, keys))
-    return Visibility(*places, seen_BS, (segments_BT > 0).astype(jnp.int32))
+    query_index_S, key_index_T = jnp.arange(queries, dtype=jnp.int32), jnp.arange(keys, dtype=jnp.int32)
+    return Visibility(query_index_S, key_index_T, seen_BS, (segments_BT > 0).astype(jnp.int32))
 
 
 def visible(visibility: Visibility, spec: AttentionSpec) -> jax.Array:

@@ -19,6 +19,7 @@ class Block(nnx.Module):
 
     def __init__(self, spec: ModelSpec, runtime: Runtime, cross: AttentionSpec | None = None) -> None:
         """cross: how it attends to the source, in a decoder with an encoder."""
+
         def norm(wanted: bool) -> Norm | None:
             return Norm(spec.norm, (spec.hidden_size,), ("embed",), runtime) if wanted else None
 

@@ -16,7 +16,7 @@ from jaxllm.jax_backend.remat import named
 
 LAYERS = "layers"
 
-# By point; under LAYERS the points of all layers, each with a leading `layers` axis; under the name of another stack its points.
+# By point; under LAYERS the points of all layers, each with a leading `layers` axis; under another stack's name its points.
 Points = dict[str, Any]
 
 

@@ -5,7 +5,7 @@ Shape legend: B batch, S sequence, R tokens of a source, E hidden, V vocabulary,
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +117,7 @@ class Transformer(nnx.Module):
         """Keys and values that the layers make of what came out of the encoder, (L, B, R, K, D) each."""
         graphdef, weights = nnx.split(self.layers, graph=False)
 
-        def of_layer(_: None, layer: Block) -> tuple[None, KeyValue]:
+        def of_layer(_: None, layer: Any) -> tuple[None, KeyValue]:
             attention = nnx.merge(graphdef, layer).cross_attention
             if attention is None:
                 raise ValueError("this model has no encoder")
