@@ -90,6 +90,11 @@ def point_names(spec: ModelSpec) -> tuple[str, ...]:
     return (*(f"encoder.{point}" for point in encoder), *stack(spec.layers, cross=spec.encoder is not None), "logits")
 
 
+def of_source(point: str) -> bool:
+    """Whether a point is of the tokens of a source: in the encoder, or what a decoder's layer makes of its output."""
+    return point.startswith("encoder.") or point.endswith((".cross_key", ".cross_value"))
+
+
 @dataclass(frozen=True)
 class Pass:
     """One forward and backward pass over a global batch.

@@ -62,7 +62,7 @@ def generate(  # noqa: PLR0913, PLR0917 - one for each option
     trained = load_trained(run, step, lambda text: click.echo(text, err=True))
     translates = trained.run.model.spec.encoder is not None
     _check_given(("temperature", "top_k", "top_p", "seed") if translates else ("beams",), translates)
-    tokens = source_tokens(trained.tokenizer, prompt) if translates else prompt_tokens(trained.tokenizer, prompt)
+    tokens = source_tokens(trained, prompt) if translates else prompt_tokens(trained.tokenizer, prompt)
     limit = trained.run.model.spec.max_positions
     if len(tokens) >= limit:
         raise JaxllmError(f"--prompt has {len(tokens)} tokens but the model sees {limit}; shorten it")

@@ -100,6 +100,7 @@ class Seq2SeqObjective(Section):
     """seq2seq: a target text from a source text, every token from the source and the target's tokens before it."""
 
     kind: Literal["seq2seq"] = Field(..., description="A target text from a source text (teacher forcing).")
+    prefix: str = Field("", description="Put before every source: what T5 was taught its tasks by, as 'summarize: '.")
 
 
 class SpanCorruptionObjective(Section):

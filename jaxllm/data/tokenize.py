@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from jaxllm.config.objective import SequenceClassificationObjective, TokenClassificationObjective
+from jaxllm.config.objective import Seq2SeqObjective, SequenceClassificationObjective, TokenClassificationObjective
 from jaxllm.config.schema import RunConfig
 from jaxllm.config.source import HuggingFaceSource, Source
 from jaxllm.data.document import Document, SkipCount
@@ -139,7 +139,7 @@ class _Corpus:
 
     def write(self, name: str, source: Source, tokenizer: Tokenizer) -> NDArray[np.int64]:
         """Tokenise a source into the token file `name`; returns the UTF-8 bytes of each document."""
-        encode = _Encode(tokenizer, self._ending, references=self._objective.kind == "seq2seq")
+        encode = _Encode(tokenizer, self._ending, self._objective if isinstance(self._objective, Seq2SeqObjective) else None)
         sizes: list[NDArray[np.int64]] = []
         with ExitStack() as stack:
             writers: dict[str, TokenWriter] = {}
@@ -217,7 +217,7 @@ class _Corpus:
         kept = {"text": pa.large_string()}
         if isinstance(objective, EXAMPLE_OBJECTIVES):
             kept["origin"] = pa.large_string()
-        if objective.kind == "seq2seq" or getattr(self._data.source, "second_field", None) is not None:
+        if isinstance(objective, Seq2SeqObjective) or getattr(self._data.source, "second_field", None) is not None:
             kept["second"] = pa.large_string()
         if isinstance(objective, TokenClassificationObjective):
             kept["words"] = pa.list_(pa.large_string())
@@ -230,18 +230,21 @@ class _Encode:
     """Tokenises an Arrow table of texts; what `datasets` runs, in this process or in a worker.
 
     ending: `eos` puts the end-of-text token after each text, `template` what the tokenizer puts around one, `none` nothing.
-    references: whether the text of targets is kept, since what a model writes is compared with it and not with its tokens.
+    pairs: of sources and targets.  The text of targets is kept, since what a model writes is compared with it and not with its
+    tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, ending: Ending, *, references: bool, single_threaded: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, ending: Ending, pairs: Seq2SeqObjective | None, *, single_threaded: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
         self._ending = ending
-        self._references = references
+        self._pairs = pairs
         self._single_threaded = single_threaded
 
     def in_worker(self) -> _Encode:
         """The same for one of several processes, each of which keeps to one thread."""
-        return _Encode(self._tokenizer, self._ending, references=self._references, single_threaded=True)
+        return _Encode(self._tokenizer, self._ending, self._pairs, single_threaded=True)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Documents -> columns tokens (a list per document), bytes (of the text as UTF-8), and what examples have besides."""
@@ -262,7 +265,7 @@ class _Encode:
             columns["labels"] = table.column("labels").combine_chunks()
         if "origin" in names:
             columns["origins"] = self._bytes(table.column("origin"))
-        if self._references:
+        if self._pairs is not None:
             columns["references"] = self._bytes(table.column("second"))
         return pa.table(columns)
 
@@ -271,6 +274,8 @@ class _Encode:
         return self._lists([np.frombuffer(text.encode(), np.uint8) for text in texts.to_pylist()], np.uint8)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
+        if self._pairs is not None:
+            texts = [self._pairs.prefix + text for text in texts]
         encoded = self._tokenizer.encode_batch(texts)
         if self._ending == "eos":
             for tokens in encoded:

@@ -15,6 +15,7 @@ from jaxllm.data.pipeline import BatchPipeline
 from jaxllm.data.prepare import PreparedData
 from jaxllm.data.tokenizer import Tokenizer
 from jaxllm.errors import JaxllmError
+from jaxllm.generation.load import Trained
 from jaxllm.generation.search import Search, Tokens, translate
 from jaxllm.objectives.seq2seq import start_token
 from jaxllm.run import Run
@@ -60,12 +61,15 @@ def write_one(backend: Backend, tokenizer: Tokenizer, tokens: Sequence[int], sea
     return decoded(tokenizer, target)
 
 
-def source_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
-    """A source as it was in training: with what the tokenizer puts around a text.  JaxllmError when it is empty."""
-    tokens = tokenizer.encode(text)
-    if not tokens:
+def source_tokens(trained: Trained, text: str) -> list[int]:
+    """A source as it was in training: behind the run's prefix, with what the tokenizer puts around a text.
+
+    JaxllmError when it is empty.
+    """
+    if not text:
         raise JaxllmError("an encoder-decoder needs a source; give a text (--prompt)")
-    return tokenizer.single_template.apply(tokens)[0]
+    prefix = getattr(trained.run.config.objective, "prefix", "")
+    return trained.tokenizer.single_template.apply(trained.tokenizer.encode(prefix + text))[0]
 
 
 def end_token(tokenizer: Tokenizer) -> int:

@@ -55,10 +55,10 @@ class Keys(HuggingFaceKeys):
     tie_word_embeddings: bool = True
     scale_decoder_outputs: bool = True
     pad_token_id: int = 0
-    bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = 1
     decoder_start_token_id: int = 0
-    # What old and new config.json hold of their own accord; the keys above say the same.
+    # What config.json may hold besides; the keys above say the same, and T5 has no token that begins a text.
+    bos_token_id: int | None = Field(None, exclude=True)
     n_positions: int | None = Field(None, exclude=True)
     output_past: bool | None = Field(None, exclude=True)
     dense_act_fn: str | None = Field(None, exclude=True)

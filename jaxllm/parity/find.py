@@ -27,7 +27,7 @@ from jaxllm.parity.inputs import counted
 from jaxllm.parity.levels import OnePass, first_step, largest_gradient
 from jaxllm.parity.results import finite
 from jaxllm.parity.tolerances import TOLERANCES, gradient_error, has_gradient, relative_error
-from jaxllm.probe import Array, Pass, Probe, point_names
+from jaxllm.probe import Array, Pass, Probe, of_source, point_names
 from jaxllm.run import Run
 from jaxllm.state import TensorReader
 from jaxllm.state.initial import initial_weights
@@ -153,11 +153,11 @@ class _Search:
         found, wanted = self._captured
         names = point_names(self._run.model.spec)
         for name in names:
-            real = counted(self._batch, wanted.values[name])
+            real = counted(self._batch, wanted.values[name], of_source=of_source(name))
             yield Step("forward", name, relative_error(found.values[name][real], wanted.values[name][real]), bound)
         yield Step("loss", "of the batch as a whole", relative_error(found.loss, wanted.loss), bound)
         for name in reversed(names):
-            real = counted(self._batch, wanted.values[name])
+            real = counted(self._batch, wanted.values[name], of_source=of_source(name))
             error = relative_error(found.cotangents[name][real], wanted.cotangents[name][real])
             yield Step("backward", name, error, bound)
         found, wanted = self._accumulated

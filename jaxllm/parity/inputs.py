@@ -76,9 +76,13 @@ def with_tokens(batch: Batch, tokens_BS: NDArray[np.int32]) -> Batch:
     return replace(changed, source=np.where(batch.source_segments > 0, source, zero))
 
 
-def counted(batch: Batch, outputs: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which of (B, S, ...) or (B, 1, ...) values belong to tokens that are not padding, or to rows that hold any."""
-    real: NDArray[np.bool_] = batch.segments > 0
+def counted(batch: Batch, outputs: NDArray[Any], *, of_source: bool = False) -> NDArray[np.bool_]:
+    """Which of (B, S, ...) or (B, 1, ...) values belong to tokens that are not padding, or to rows that hold any.
+
+    of_source: the values are of the tokens of a source.
+    """
+    segments = batch.source_segments if of_source and batch.source_segments is not None else batch.segments
+    real: NDArray[np.bool_] = segments > 0
     return real if outputs.shape[1] == real.shape[1] else np.asarray(real.any(axis=1, keepdims=True))
 
 

@@ -38,7 +38,8 @@ def examine(config: RunConfig, folder: Path, *, progress: bool = False) -> Subje
     data = prepare(config, progress=progress)
     model = resolve_model(config.model, data.vocab_size, data.tokenizer.eos_id, task=task_of(config.objective))
     notes: tuple[str, ...] = ()
-    if (rates := _dropout_rates(model)) and model.spec.has_dropout:
+    if model.spec.has_dropout:
+        rates = _dropout_rates(model)
         listed = ", ".join(f"{key} {rate:g}" for key, rate in rates.items())
         notes = (
             f"dropout is switched off for the proof ({listed} in the run file): each backend draws its own random numbers",
@@ -56,7 +57,7 @@ def _dropout_rates(model: Model) -> dict[str, float]:
     return {
         key: value
         for key, value in keys
-        if key.endswith(("dropout", "pdrop", "dropout_prob")) and isinstance(value, float) and value > 0
+        if key.endswith(("dropout", "pdrop", "dropout_prob", "dropout_rate")) and isinstance(value, float) and value > 0
     }
 
 

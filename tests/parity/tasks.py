@@ -1,4 +1,4 @@
-"""Tiny runs of every objective beside causal-lm: each encoder with each head, every feature switched on, padded rows."""
+"""Tiny runs of every objective beside causal-lm: each family with each of its heads, every feature on, padded rows."""
 
 from __future__ import annotations
 
@@ -20,13 +20,28 @@ _ENCODER: dict[str, Any] = {
     "initializer_range": 0.3,
     "layer_norm_eps": 1e-5,
 }
+_T5: dict[str, Any] = {
+    "family": "t5",
+    "d_model": 32,
+    "d_kv": 10,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,  # shorter than a source
+}
 MODELS: dict[str, dict[str, Any]] = {
     "bert": {"family": "bert", "hidden_act": "gelu_new", **_ENCODER},
     "roberta": {"family": "roberta", "type_vocab_size": 1, **_ENCODER},
+    "t5": _T5,
+    "t5-1.1": {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
 }
 TOKENIZERS: dict[str, dict[str, Any]] = {
     "bert": {"train": "wordpiece", "vocab_size": 320},
     "roberta": {"train": "bpe", "special_tokens": "roberta", "vocab_size": 320},
+    "t5": {"train": "bpe", "special_tokens": "t5", "vocab_size": 400},
+    "t5-1.1": {"train": "bpe", "special_tokens": "t5", "vocab_size": 400},
 }
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "masked-lm": {"kind": "masked-lm", "whole_words": True},
@@ -38,8 +53,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     },
     "regression": {"kind": "sequence-classification", "problem_type": "regression", "num_labels": 2},
     "words": {"kind": "token-classification", "labels": ["O", "B", "I"]},
+    "seq2seq": {"kind": "seq2seq"},
+    "spans": {"kind": "span-corruption"},
 }
-CASES = [(family, objective) for family in MODELS for objective in OBJECTIVES]
+_PAIRED = ("seq2seq", "spans")
+CASES = [(family, objective) for family in MODELS for objective in OBJECTIVES if (objective in _PAIRED) == ("t5" in family)]
 
 
 def write_examples(file: Path, objective: str) -> None:
@@ -65,12 +83,19 @@ def config(family: str, objective: str, folder: Path, **changes: Any) -> RunConf
     folder.mkdir(parents=True, exist_ok=True)
     source: dict[str, Any] = {"kind": "text", "files": inspect.getsourcefile(inspect), "document": "paragraph"}
     data: dict[str, Any] = {"source": source, "packing": "concatenate"}
-    if objective != "masked-lm":
+    if objective == "spans":
+        data["target_length"] = LENGTH // 2
+    elif objective != "masked-lm":
         file = folder / f"{objective}.jsonl"
         write_examples(file, objective)
         source = {"kind": "jsonl", "files": str(file), "label_field": "label"}
-        source |= {} if objective == "words" else {"second_field": "second"}
+        if objective == "seq2seq":
+            source = {"kind": "jsonl", "files": str(file), "target_field": "second"}
+        elif objective != "words":
+            source["second_field"] = "second"
         data = {"source": source, "packing": "none", "truncate": True}
+        if objective == "seq2seq":
+            data["target_length"] = LENGTH // 2
     return RunConfig.model_validate(
         {
             "name": f"parity-{family}-{objective}",

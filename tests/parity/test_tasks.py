@@ -26,7 +26,7 @@ from tests.parity.tasks import CASES, config, subject
 pytest.importorskip("torch", reason="the other side of every comparison")
 
 STEPS = 12
-DAILY = {("bert", "masked-lm"), ("bert", "single"), ("roberta", "words")}
+DAILY = {("bert", "masked-lm"), ("bert", "single"), ("roberta", "words"), ("t5", "seq2seq")}
 
 
 def _nightly(family: str, objective: str, *rest: str, daily: bool = False) -> Any:
@@ -50,6 +50,8 @@ def test_one_pass_and_one_step_are_within_the_bounds(family: str, objective: str
     first = next(iter(one_pass.inputs.values()))
     assert (first.segments == 0).any() == (objective != "masked-lm"), "examples are padded"
     assert 0 < first.target_tokens < first.weights.size or objective in ("single", "multi", "regression")
+    if first.source_segments is not None:
+        assert (first.source_segments == 0).any() or objective == "spans"
     for check in (*levels.forward(one_pass), *levels.backward(one_pass), *levels.optimizer(one_pass)):
         assert check.passed, (check.name, check.measured, check.bound)
 
@@ -96,14 +98,20 @@ def test_both_backends_train_alike_and_switch_in_the_middle(family: str, objecti
             assert error <= bound.trajectory_parameters, name
 
 
-@pytest.mark.parametrize(("family", "objective"), [("bert", "masked-lm"), ("bert", "single"), ("roberta", "words")])
+@pytest.mark.parametrize(("family", "objective"), sorted(DAILY))
 def test_every_point_inside_agrees(family: str, objective: str, folder: Path) -> None:
     examined = subject(family, objective, folder)
     finding = find(examined.run, examined.data, "fp64")
     assert finding.agrees, (finding.first, finding.diagnosis)
-    assert {"embedding", "layers.1.attention_residual_norm", "layers.1.mlp_residual", "logits"} <= {
-        s.name for s in finding.steps
+    encoder = {"layers.1.attention_residual_norm", "layers.1.mlp_residual"}
+    pair = {
+        "encoder.embedding",
+        "encoder.layers.1.query",
+        "encoder.final_norm",
+        "layers.2.cross_key",
+        "layers.2.cross_attention_residual",
     }
+    assert {"embedding", "logits", *(pair if family == "t5" else encoder)} <= {step.name for step in finding.steps}
 
 
 def test_frozen_and_slower_layers_are_the_same_on_both_backends(folder: Path) -> None:

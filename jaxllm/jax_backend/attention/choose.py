@@ -31,9 +31,7 @@ def kernel_of(config: JaxConfig, model: ModelSpec, length: int, policy: Policy, 
     spec = model.attention
     if model.encoder is not None:
         if config.attention not in ("auto", "xla"):
-            raise ConfigError(
-                "jax.attention", f"{config.attention} cannot attend to a source, as an encoder-decoder does; use auto"
-            )
+            raise ConfigError("jax.attention", f"{config.attention} cannot do an encoder-decoder's attention; use auto")
         return xla_attention
     if mesh.shape[RING] > 1:
         check_ring(spec, config.attention, mesh.shape[RING])
