@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from jaxllm.errors import CheckpointError
 from jaxllm.families import Model, WeightRule, flatten, stored_names
 from jaxllm.families.initialization import initial_values
@@ -46,12 +48,27 @@ def pretrained_weights(model: Model, folder: Path, seed: int = 0) -> TensorReade
     names the weights that are missing.
     """
     found = compare_folder(model, folder)
+    _check_ties(model, folder)
     if found.missing:
         raise CheckpointError(f"{folder} lacks {listed(found.missing)}; give a folder with weights of family {model.family}")
     stored: TensorReader = SafetensorsReader(folder, renamed=found.stored)
     if found.pieces:
         stored = JoinedReader(stored, list(found.stored), found.pieces)
     return _WithFreshHead(stored, InitialWeights(model, seed), frozenset(found.fresh)) if found.fresh else stored
+
+
+def _check_ties(model: Model, folder: Path) -> None:
+    """CheckpointError when a folder holds different weights under names that the model has one weight for."""
+    reader = SafetensorsReader(folder)
+    stored = set(reader.names())
+    for rule in model.rules:
+        present = [name for name in (rule.name, *rule.aliases) if name in stored]
+        for other in present[1:]:
+            if not np.array_equal(reader.read(present[0]), reader.read(other)):
+                raise CheckpointError(
+                    f"{folder} holds different weights for {present[0]} and {other}, which are one by its config.json; if they "
+                    "should not be, set tie_word_embeddings to false there"
+                )
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def test_described_model_is_the_same_in_transformers(name: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_key_is_bookkeeping(family: str) -> None:
-    # What says nothing of a decoder tells an encoder that it is to be one, which is refused, or an encoder-decoder how to begin.
+    # What says nothing of a decoder tells an encoder to be one, which is refused, and an encoder-decoder how to begin.
     assert BOOKKEEPING_KEYS & FAMILIES[family].Keys.model_fields.keys() <= {"is_decoder", "decoder_start_token_id"}
 
 
