@@ -82,7 +82,7 @@ def test_every_activation_is_accepted(family: str) -> None:
         assert model(**{"family": family, key: name}).spec.mlp.activation == expected
 
 
-@pytest.mark.parametrize("family", FAMILIES.keys() - {"t5"})  # which has no longest sequence
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "t5"])  # which has no longest sequence
 def test_longest_sequence_key(family: str) -> None:
     spec = model(**{"family": family, FAMILIES[family].MAX_POSITIONS_KEY: 77}).spec
     assert spec.max_positions + spec.position_offset == 77
