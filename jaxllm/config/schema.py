@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from jaxllm.config.loss_chunk import LossChunk
 from jaxllm.config.messages import closest
 from jaxllm.config.objective import CausalLmObjective, ObjectiveConfig
 from jaxllm.config.remat import RematPolicy, check_remat_names
@@ -184,6 +185,11 @@ class TrainingConfig(Section):
     precision: Precision = Field(
         "fp32",
         description="fp32; bf16: bf16 compute with fp32 master weights and moments; fp64: for proofs, without DeepSpeed.",
+    )
+    loss_chunk: LossChunk = Field(
+        "auto",
+        description="Tokens of a device whose logits exist at once, in cross-entropy over a vocabulary; none: all; auto: 1024 "
+        "where the logits of all are many.",
     )
     non_finite: Literal["stop", "skip"] = Field("stop", description="What to do when loss or gradient norm is NaN or infinite.")
     non_finite_limit: Positive = Field(10, description="With `skip`: stop after this many skipped steps in the run.")

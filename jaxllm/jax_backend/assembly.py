@@ -45,7 +45,8 @@ def runtime_of(run: Run, mesh: Mesh) -> Runtime:
     config = run.config
     policy = policy_of(config.training.precision)
     attention = kernel_of(config.jax, run.model.spec, config.data.sequence_length, policy, mesh)
-    return Runtime(policy, Layout(mesh), config.jax.remat, attention, config.jax.offload_optimizer == "all")
+    on_host = config.jax.offload_optimizer == "all"
+    return Runtime(policy, Layout(mesh), config.jax.remat, attention, on_host, config.training.loss_chunk)
 
 
 def assemble(run: Run, mesh: Mesh) -> Assembly:

@@ -5,8 +5,36 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxllm.config.loss_chunk import chunk_tokens
 from jaxllm.families.spec import LossKind
+from jaxllm.jax_backend.chunked_loss import Chunked, Head, Tokens, chunked_loss_sum
+from jaxllm.jax_backend.model.tap import NO_TAP
+from jaxllm.jax_backend.model.transformer import Hidden, Transformer
 from jaxllm.jax_backend.precision import Policy
+
+
+def model_loss_sum(model: Transformer, hidden: Hidden, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    """Sum of weight * loss from what comes out of the model's last layer, in the statistics dtype.
+
+    In chunks of tokens where the run asks for them (`training.loss_chunk`) and nobody looks at the logits.
+    """
+    spec, runtime = model.spec, model.runtime
+    tokens = None if hidden.context.tap is not NO_TAP else _chunk_tokens(model, hidden.states)
+    if tokens is None:
+        return loss_sum(spec.head.loss, model.outputs(hidden), targets, weights, runtime.policy)
+    projection = model.projection(hidden)
+    chunked = Chunked(projection.axes, spec.vocab_size, spec.final_softcap, tokens, runtime)
+    head = Head(projection.weight, projection.bias)
+    return chunked_loss_sum(chunked, Tokens(projection.x, targets, weights), head)
+
+
+def _chunk_tokens(model: Transformer, x_BSE: jax.Array) -> int | None:
+    """Tokens of a chunk on one device; None: the loss is not cut, or the model has no vocabulary to choose from."""
+    spec, layout = model.spec, model.runtime.layout
+    if spec.head.kind not in ("causal-lm", "masked-lm"):
+        return None
+    tokens = x_BSE.shape[0] * x_BSE.shape[1] // layout.size("batch", "sequence")
+    return chunk_tokens(model.runtime.loss_chunk, tokens, -(-spec.vocab_size // layout.size("vocab")))
 
 
 def loss_sum(kind: LossKind, logits_BTL: jax.Array, targets: jax.Array, weights: jax.Array, policy: Policy) -> jax.Array:

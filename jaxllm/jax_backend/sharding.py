@@ -78,10 +78,18 @@ class Layout:
         constrained: jax.Array = jax.lax.with_sharding_constraint(x, self.sharding(*axes))
         return constrained
 
+    def ways(self, *axes: str) -> tuple[str, ...]:
+        """The mesh axes of more than one device that cut these logical axes."""
+        cut = (name for axis in axes if axis not in self.replicated for name in LOGICAL_AXES[axis])
+        return tuple(name for name in cut if self.mesh.shape[name] > 1)
+
+    def size(self, *axes: str) -> int:
+        """In how many parts the mesh cuts these logical axes."""
+        return math.prod(self.mesh.shape[name] for name in self.ways(*axes))
+
     def token_order(self, length: int) -> NDArray[np.int32]:
         """(S,) token at each place of a row of `length` tokens.  ConfigError when the row cannot be cut."""
-        shards = math.prod(self.mesh.shape[axis] for axis in LOGICAL_AXES["sequence"])
-        return zigzag(length, 1 if "sequence" in self.replicated else shards)
+        return zigzag(length, self.size("sequence"))
 
     @property
     def whole(self) -> NamedSharding:

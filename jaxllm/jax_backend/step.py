@@ -68,9 +68,15 @@ def loss_sum(
     network: Network, params: Mapping[str, jax.Array], micro: DeviceBatch, key: jax.Array | None, tap: Tap = NO_TAP
 ) -> jax.Array:
     """Sum of weighted token losses of one micro-batch; params as they are used, in the compute dtype."""
-    return losses.loss_sum(
-        network.spec.head.loss, forward(network, params, micro, key, tap), micro.targets, micro.weights, network.runtime.policy
-    )
+    return _routed_loss_sum(network, params, micro, key, tap)[0]
+
+
+def _routed_loss_sum(
+    network: Network, params: Mapping[str, jax.Array], micro: DeviceBatch, key: jax.Array | None, tap: Tap
+) -> tuple[jax.Array, Routing | None]:
+    model = network.bind(params)
+    hidden = model.hidden(micro.text, key, tap)
+    return losses.model_loss_sum(model, hidden, micro.targets, micro.weights), hidden.routing
 
 
 def forward(
@@ -88,9 +94,7 @@ def objective(
     Their load-balancing loss is one number for the whole micro-batch, as in transformers; it weighs as much as the target
     tokens beside which it stands.
     """
-    model = network.bind(params)
-    outputs, routing = model.routed(micro.text, key, tap)
-    loss = losses.loss_sum(network.spec.head.loss, outputs, micro.targets, micro.weights, network.runtime.policy)
+    loss, routing = _routed_loss_sum(network, params, micro, key, tap)
     experts = network.spec.mlp.experts
     if routing is not None and experts is not None and experts.balance:
         loss += experts.balance * routing.balance_loss() * jnp.sum(micro.weights.astype(loss.dtype))
@@ -115,11 +119,13 @@ def loss_and_gradients(
     tokens = jnp.sum(batch.weights.astype(statistics))
 
     def one(index: jax.Array, micro: DeviceBatch) -> tuple[jax.Array, Routing | None, Params]:
-        def share(values: Params) -> tuple[jax.Array, Routing | None]:
-            loss, routing = objective(network, values, micro, key_of(index))
-            return loss / tokens, routing
+        # Weighed by its share from the start: a loss in chunks has its gradients before the loss is there to be divided.
+        share = micro._replace(weights=micro.weights.astype(statistics) / tokens)
 
-        (loss, routing), gradients = jax.value_and_grad(share, has_aux=True)(used)
+        def of_share(values: Params) -> tuple[jax.Array, Routing | None]:
+            return objective(network, values, share, key_of(index))
+
+        (loss, routing), gradients = jax.value_and_grad(of_share, has_aux=True)(used)
         gradients = {path: _constrain(gradient.astype(statistics), shardings[path]) for path, gradient in gradients.items()}
         return loss, routing, gradients
 
@@ -195,9 +201,11 @@ def build_evaluation_step(network: Network, *, outputs: bool = False) -> Evaluat
         used = network.cast(params)
 
         def one(micro: DeviceBatch) -> tuple[jax.Array, jax.Array | None]:
+            if not outputs:
+                return loss_sum(network, used, micro, None), None
             logits = forward(network, used, micro, None)
             loss = losses.loss_sum(network.spec.head.loss, logits, micro.targets, micro.weights, policy)
-            return loss, logits.astype(policy.statistics) if outputs else None
+            return loss, logits.astype(policy.statistics)
 
         sums, found = jax.lax.map(one, batch)
         return jnp.sum(sums), jnp.sum(batch.weights.astype(policy.statistics)), found

@@ -48,7 +48,7 @@ _COMPOSED = {"gelu_new": 4, "gelu_fast": 4}
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Bytes of what the moments are made of."""
+    """Bytes of what the moments are made of.  chunked: what a loss in chunks makes beside logits."""
 
     parameters: float
     model: float
@@ -58,6 +58,7 @@ class _Sizes:
     activations: float
     layer: float
     logits: float
+    chunked: float
     head: float
 
 
@@ -81,7 +82,7 @@ def deepspeed_memory(model: Model, setting: Setting, *, cuda: bool = True) -> Me
     early = bucket if stage == 3 else 0.0
     working = 2.0 * sizes.layer if setting.remat == "none" else sizes.layer
     moments = [
-        moment("the loss", **forward, gradients=kept[2] + carried, logits=sizes.logits, buffers=early),
+        moment("the loss", **forward, gradients=kept[2] + carried, logits=sizes.logits, buffers=early, working=sizes.chunked),
         moment(
             "the first layer that goes backward",
             **forward,
@@ -93,6 +94,23 @@ def deepspeed_memory(model: Model, setting: Setting, *, cuda: bool = True) -> Me
     ]
     moments.append(_update(sizes, setting, whole, kept[2], cuda=cuda))
     return Memory(moments, host)
+
+
+def _logits_bytes(spec: ModelSpec, setting: Setting) -> float:
+    """The log-softmax, its gradient and the loss's, in float32; the logits themselves have gone by then.
+
+    A chunk's gradient is written over its logits; beside them are their exponentials, of which the softmax's totals are made.
+    """
+    chunk = setting.chunk(spec)
+    copies, tokens = (3.0, setting.tokens) if chunk is None else (2.0, chunk)
+    return copies * 4.0 * tokens * spec.vocab_size
+
+
+def _chunked_bytes(spec: ModelSpec, setting: Setting) -> float:
+    """The gradients of the hidden states and, over all chunks in float32, of the head, with a chunk's part in bf16."""
+    width = setting.compute_bytes
+    head = (4.0 if width == 4 else 4.0 + width) * spec.vocab_size * spec.hidden_size
+    return head + width * setting.tokens * spec.hidden_size
 
 
 def _shards(setting: Setting) -> int:
@@ -124,8 +142,8 @@ def _sizes(model: Model, setting: Setting) -> _Sizes:
         gradients=4.0 * parameters,
         activations=spec.layers * saved + last + mask,
         layer=layer if setting.remat != "none" else tokens * 2 * setting.compute_bytes * (spec.mlp.size / tensor),
-        # The log-softmax, its gradient and the loss's, in float32; the logits themselves have gone by then.
-        logits=3 * 4.0 * tokens * spec.vocab_size,
+        logits=_logits_bytes(spec, setting),
+        chunked=0.0 if setting.chunk(spec) is None else _chunked_bytes(spec, setting),
         head=0.0 if spec.tie_embeddings else 4.0 * spec.vocab_size * spec.hidden_size,
     )
 

@@ -91,7 +91,9 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
     # This layer and the next; XLA:CPU, which cannot reduce and scatter at once, has a layer's whole gradient as well.
     layer = (3 if platform == "cpu" else 2) * width * counts.whole_layer if gathers else 0.0
     logit = compiler.logit_bytes or width
-    logits = compiler.logits * logit * tokens * spec.vocab_size / parallel.tensor
+    chunk = setting.chunk(spec)
+    logits = compiler.logits * logit * (tokens if chunk is None else chunk) * spec.vocab_size / parallel.tensor
+    chunked = 0.0 if chunk is None else _chunked_bytes(spec, setting)
     working = tokens * working_bytes(spec, setting)
     # Between the products residuals are split over `tensor`; for each product the hidden states of all tokens come together,
     # and their gradients do: so many copies are alive at the head and in a layer (Llama 70B and 405B over tensor 4).
@@ -102,7 +104,7 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
     return Memory(
         [
             moment("the loss", **held, gradients=accumulated + tables, logits=logits, weights_in_use=cast + copies + table,
-                   working=batch + 7.0 * together),
+                   working=batch + 7.0 * together + chunked),
             moment("the first layer that goes backward", **held, gradients=accumulated + gradients + tables,
                    weights_in_use=cast + copies + layer, working=batch + working + 3.5 * together),
             moment("the end of the backward pass", **state, gradients=accumulated + gradients + 2 * tables,
@@ -111,6 +113,12 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
         ],
         host,
     )  # fmt: skip
+
+
+def _chunked_bytes(spec: ModelSpec, setting: Setting) -> float:
+    """What a loss in chunks makes in the forward pass: the gradients of the hidden states and, over all chunks, of the head."""
+    head = spec.vocab_size / setting.parallel.tensor * spec.hidden_size
+    return setting.master_bytes * head + float(setting.tokens) * spec.hidden_size * setting.compute_bytes
 
 
 def _counts(model: Model, setting: Setting) -> _Counts:

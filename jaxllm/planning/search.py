@@ -118,8 +118,9 @@ def _settings(config: RunConfig, model: Model, backend: BackendName, devices: De
         for micro, memory in product(_powers(batch // groups), _savings(backend)):
             remat, stage, offload = memory
             setting = Setting(
-                backend, parallel, sequence, batch, micro, config.training.precision, remat, attention, stage, offload
-            )
+                backend, parallel, sequence, batch, micro, config.training.precision, remat, attention, stage, offload,
+                loss_chunk=config.training.loss_chunk,
+            )  # fmt: skip
             if (stage > 0 or parallel.fsdp > 1) and backend == "deepspeed" and not _meaningful(setting):
                 continue
             try:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 
 from jaxllm.config import RunConfig, resolve_batch
 from jaxllm.config.batch import data_parallel
+from jaxllm.config.loss_chunk import LossChunk, chunk_tokens
 from jaxllm.config.remat import RematPolicy
 from jaxllm.config.schema import BackendName, ParallelConfig, Precision
 from jaxllm.errors import ConfigError
 from jaxllm.families import Model
+from jaxllm.families.spec import ModelSpec
 from jaxllm.families.weights import WeightRule
 
 Remat = RematPolicy | tuple[str, ...]
@@ -26,7 +28,7 @@ class Setting:
 
     parallel: with every size known.  sequence: tokens of a sequence.  remat: as `jax.remat`; on DeepSpeed `full` is activation
     checkpointing.  attention: the kernel (`xla`, `splash`, `cudnn`; `sdpa`, `eager`).  offload_optimizer: as the backend's key
-    of that name; offload_param: weights in the host's memory.
+    of that name; offload_param: weights in the host's memory.  loss_chunk: as `training.loss_chunk`.
     """
 
     backend: BackendName
@@ -40,6 +42,7 @@ class Setting:
     zero_stage: int = 0
     offload_optimizer: str = "none"
     offload_param: bool = False
+    loss_chunk: LossChunk = "none"
 
     @property
     def devices(self) -> int:
@@ -61,6 +64,15 @@ class Setting:
     def tokens(self) -> int:
         """Tokens that one device holds in a forward pass."""
         return self.micro_batch * self.sequence // self.parallel.context
+
+    def chunk(self, spec: ModelSpec) -> int | None:
+        """Tokens whose logits exist at once on a device; None: all of them."""
+        if spec.head.kind not in ("causal-lm", "masked-lm"):
+            return None
+        if self.backend == "deepspeed":  # AutoTP gathers the logits of a head that is not tied
+            is_whole = self.parallel.tensor == 1 or spec.tie_embeddings
+            return chunk_tokens(self.loss_chunk, self.tokens, spec.vocab_size) if is_whole else None
+        return chunk_tokens(self.loss_chunk, self.tokens, -(-spec.vocab_size // self.parallel.tensor))
 
     @property
     def compute_bytes(self) -> int:
@@ -120,6 +132,7 @@ def setting_of(config: RunConfig, backend: BackendName, devices: int, attention:
         zero_stage=deepspeed.zero_stage if backend == "deepspeed" else 0,
         offload_optimizer=str(getattr(config.jax if backend == "jax" else deepspeed, "offload_optimizer", "none")),
         offload_param=backend == "deepspeed" and getattr(deepspeed, "offload_param", "none") != "none",
+        loss_chunk=config.training.loss_chunk,
     )
     if setting.devices != devices:
         raise ConfigError(

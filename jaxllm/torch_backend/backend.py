@@ -82,7 +82,8 @@ class DeepSpeedBackend:
         import_model(run.model)
         self._memory = MemoryMeter(self._group.device)
         self._engine = create_engine(run, self._mesh, plan, training)
-        self._loop = Loop(self._engine, self._mesh, plan, config.deepspeed.attention, config.seed, run.model.spec)
+        kernel, chunk = config.deepspeed.attention, config.training.loss_chunk
+        self._loop = Loop(self._engine, self._mesh, plan, kernel, config.seed, run.model.spec, chunk)
         self._load(state)
         self._source = None if training else state.params
 

@@ -123,6 +123,15 @@ REFUSALS: tuple[Refusal, ...] = (
         lambda case: case.deepspeed.offload_param != "none" and case.deepspeed.zero_stage < 3,
     ),
     Refusal(
+        "training.loss_chunk",
+        "a number of tokens with tensor above 1 and a head of its own",
+        "AutoTP splits the head by vocabulary and gathers the logits of all tokens; a head tied to the embedding stays whole",
+        "set it to auto or none, or tensor to 1",
+        lambda case: (
+            isinstance(case.config.training.loss_chunk, int) and case.parallel.tensor > 1 and not case.model.spec.tie_embeddings
+        ),
+    ),
+    Refusal(
         "deepspeed.torch_compile",
         "torch_compile with tensor above 1",
         f"{_TRACED} of AutoTP",

@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from jaxllm.config.batch import BatchPlan
 from jaxllm.families import flatten
 from jaxllm.run import Run
+from jaxllm.torch_backend.chunked_loss import Tokens, attach_loss_head
 from jaxllm.torch_backend.deepspeed_config import deepspeed_config
 from jaxllm.torch_backend.float64 import true_float64
 from jaxllm.torch_backend.libraries import import_deepspeed
@@ -72,6 +73,13 @@ def forward(engine: Engine, inputs: ModelInputs) -> torch.Tensor:
     return logits if logits.ndim == 3 else logits[:, None]
 
 
+def chunked_loss(engine: Engine, inputs: ModelInputs, tokens: Tokens) -> torch.Tensor:
+    """The sum of this process's losses without the logits of all tokens at once: see `jaxllm.torch_backend.chunked_loss`."""
+    with engine.model.loss_head.losses_of(tokens):
+        loss: torch.Tensor = engine.model(**inputs.arguments).logits
+    return loss
+
+
 def create_engine(run: Run, mesh: Mesh, plan: BatchPlan, training: bool) -> Engine:
     """The engine a run asks for, its weights not yet filled."""
     if training and run.config.training.precision != "fp64":
@@ -86,9 +94,10 @@ def _divide(model: Any, mesh: Mesh) -> dict[str, Split]:
     return split_model(model, mesh) if mesh.tensor > 1 else {}
 
 
-def _prepare(model: Any, run: Run) -> None:
+def _prepare(model: Any, run: Run, *, training: bool = True) -> None:
     """Options of the model that hold at every stage."""
-    if run.config.deepspeed.activation_checkpointing:
+    attach_loss_head(model, run.model.spec)
+    if training and run.config.deepspeed.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
 
 
@@ -118,8 +127,7 @@ class PlainEngine:
         self._optimizer = ClippedAdamW(groups, config.optimizer, mesh, [self._parameters[name] for name in splits])
         store = ReplicatedStore(self._parameters, self._optimizer, self._masters)
         self._store: Store = ShardedStore(store, splits, mesh) if splits else store
-        if training:
-            _prepare(self._model, run)
+        _prepare(self._model, run, training=training)
 
     @property
     def model(self) -> Any:

@@ -48,6 +48,11 @@ class MasterWeights(nn.Module):
         """What the routers of the model do: see `jaxllm.torch_backend.routing`."""
         return self.model.routing
 
+    @property
+    def loss_head(self) -> Any:
+        """The model's head: see `jaxllm.torch_backend.chunked_loss`."""
+        return self.model.loss_head
+
     def named_masters(self) -> dict[str, Parameter]:
         """The masters under the names of the model's parameters."""
         return {name: master for (name, _), (_, master) in zip(self.model.named_parameters(), self._pairs, strict=True)}

@@ -58,8 +58,16 @@ class TorchProbe:
         self._loaded = run, engine
 
     def passes(self, batch: Batch, *, capture: bool = False) -> Pass:
-        """Forward and backward over all rows; gradients and cotangents are those of the mean loss over target tokens."""
+        """Forward and backward over all rows; gradients and cotangents are those of the mean loss over target tokens.
+
+        Where the run's loss is in chunks of tokens, the logits are of a forward pass of their own.
+        """
         run, engine = self._model
+        loop = self._loop(batch)
+        if not capture and loop.chunk_of(min(loop.plan.micro_batch, batch.rows) * batch.sequence_length):
+            logits = loop.evaluate([batch], outputs=True).outputs
+            assert logits is not None  # noqa: S101 - asked for
+            return Pass(loss=self._accumulate(batch), logits=logits, gradients=_arrays(engine.take_gradients()))
         points = {**module_points(run.model), **_LOGITS} if capture else _LOGITS
         with capture_points(engine.model, points, gradients=capture) as recording:
             loss = self._accumulate(batch, whole=capture)
@@ -88,14 +96,18 @@ class TorchProbe:
 
     def _accumulate(self, batch: Batch, *, whole: bool = False) -> float:
         """The loss of a batch, its gradients left in the engine.  whole: in one micro-batch."""
+        with mode(self._model[1].model, training=False):
+            loss, _ = self._loop(batch, whole=whole).accumulate(batch, step=0)
+        return float(loss)
+
+    def _loop(self, batch: Batch, *, whole: bool = False) -> Loop:
+        """whole: in one micro-batch, whose logits all exist."""
         run, engine = self._model
         config = run.config
         rows = batch.rows if whole else config.training.micro_batch or batch.rows
         plan = BatchPlan(rows, -(-batch.rows // rows))
-        loop = Loop(engine, self._mesh, plan, config.deepspeed.attention, config.seed, run.model.spec)
-        with mode(engine.model, training=False):
-            loss, _ = loop.accumulate(batch, step=0)
-        return float(loss)
+        chunk = "none" if whole else config.training.loss_chunk
+        return Loop(engine, self._mesh, plan, config.deepspeed.attention, config.seed, run.model.spec, chunk)
 
 
 @contextmanager

@@ -11,9 +11,11 @@ import torch
 
 from jaxllm.backend import EvaluationResult, Hyper, StepResult
 from jaxllm.config.batch import BatchPlan
+from jaxllm.config.loss_chunk import LossChunk, chunk_tokens
 from jaxllm.data.batch import Batch
 from jaxllm.families import ModelSpec
-from jaxllm.torch_backend.engine import Engine, forward
+from jaxllm.torch_backend.chunked_loss import Tokens
+from jaxllm.torch_backend.engine import Engine, chunked_loss, forward
 from jaxllm.torch_backend.loss import weighted_loss
 from jaxllm.torch_backend.mesh import Mesh
 from jaxllm.torch_backend.model import AttentionKernel, mode, model_inputs
@@ -22,7 +24,7 @@ from jaxllm.torch_backend.routing import Routing
 
 @dataclass(frozen=True)
 class Loop:
-    """Drives an engine over batches.  spec: of its model.  seed: of the run, for dropout."""
+    """Drives an engine over batches.  spec: of its model.  seed: of the run, for dropout.  loss_chunk: of the run file."""
 
     engine: Engine
     mesh: Mesh
@@ -30,23 +32,42 @@ class Loop:
     attention: AttentionKernel
     seed: int
     spec: ModelSpec
+    loss_chunk: LossChunk = "none"
 
-    def _loss_sum(self, batch: Batch, *, training: bool, found: list[torch.Tensor] | None = None) -> torch.Tensor:
+    def _loss_sum(
+        self,
+        batch: Batch,
+        *,
+        training: bool,
+        share: torch.Tensor | None = None,
+        found: list[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """This process's part of the losses of a micro-batch, and in training of what routers add to them (collective).
 
-        found: takes the outputs.
+        share: what every target token's weight is multiplied by.  found: takes the outputs.
         """
         columns = self.mesh.tokens(batch.sequence_length)
         inputs = model_inputs(batch, self.spec, self.attention, self.engine.dtype, self._device, columns)
+        weights = inputs.weights if share is None else inputs.weights * share
+        chunk = None if found is not None else self.chunk_of(inputs.targets.numel())
         with self.engine.numerics():
-            outputs = forward(self.engine, inputs)
-            if found is not None:
-                found.append(outputs.to(torch.promote_types(outputs.dtype, torch.float32)))
-            loss = weighted_loss(self.spec.head.loss, outputs, inputs.targets, inputs.weights)
+            if chunk is not None:
+                loss = chunked_loss(self.engine, inputs, Tokens(inputs.targets, weights, chunk))
+            else:
+                outputs = forward(self.engine, inputs)
+                if found is not None:
+                    found.append(outputs.to(torch.promote_types(outputs.dtype, torch.float32)))
+                loss = weighted_loss(self.spec.head.loss, outputs, inputs.targets, weights)
             if training and self._routing is not None:
                 self._routing.observe(inputs.real)
-                loss = loss + self._routing.loss_sum(inputs.real, inputs.weights.sum(), self.mesh)
+                loss = loss + self._routing.loss_sum(inputs.real, weights.sum(), self.mesh)
             return loss
+
+    def chunk_of(self, tokens: int) -> int | None:
+        """How many of a pass's tokens have logits at once; None: all."""
+        if self.engine.model.loss_head is None:
+            return None
+        return chunk_tokens(self.loss_chunk, tokens, self.spec.vocab_size)
 
     @property
     def _routing(self) -> Routing | None:
@@ -79,20 +100,21 @@ class Loop:
         before the first backward pass; the factor `replicas` undoes the mean that every engine takes over them.
         """
         tokens = self.mesh.sum(self._float64(self._target_tokens(batch)))
+        # Weighed by their share from the start: a loss in chunks has its gradients before it could be multiplied.
+        share = self.mesh.replicas / tokens
         total = self._float64(0.0)
         micro_batches = list(split(batch, self.plan.micro_batch))
         for number, micro_batch in enumerate(micro_batches):
             self._seed_dropout(step, number)
-            loss_sum = self._loss_sum(micro_batch, training=True)
-            total += loss_sum.detach()
-            loss = loss_sum * (self.mesh.replicas / tokens)
+            loss = self._loss_sum(micro_batch, training=True, share=share)
+            total += loss.detach()
             if number == len(micro_batches) - 1:
                 # A loss that is NaN or infinite on any process makes every gradient NaN, and thereby every engine, at every
                 # stage, leaves the update out by its own check of the norm.
                 finite = torch.isfinite(self.mesh.sum(total))
                 loss = loss * torch.where(finite, self._float64(1.0), self._float64(torch.nan)).to(loss.dtype)
             self.engine.backward(loss)
-        return total / tokens, tokens
+        return total / self.mesh.replicas, tokens
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch], *, outputs: bool = False) -> EvaluationResult:

@@ -83,6 +83,7 @@ def make_run(
     parallel: dict[str, int] | None = None,
     clip_norm: float | None = CLIP_NORM,
     micro_batch: int = 2,
+    loss_chunk: int | str = "auto",
     **deepspeed: Any,
 ) -> Run:
     """A resolved run of a tiny model: in micro-batches of 2 rows, 2 (two processes) or 4 (one) are accumulated."""
@@ -93,7 +94,13 @@ def make_run(
             "model": {**MODELS[family], **(model or {})},
             "data": {"tokenizer": {"train": "bpe", "vocab_size": VOCABULARY}, "sequence_length": SEQUENCE},
             "optimizer": {"learning_rate": 1e-2, "clip_norm": clip_norm, "betas": [0.9, 0.95], "weight_decay": 0.1},
-            "training": {"steps": 10, "global_batch": ROWS, "micro_batch": micro_batch, "precision": precision},
+            "training": {
+                "steps": 10,
+                "global_batch": ROWS,
+                "micro_batch": micro_batch,
+                "precision": precision,
+                "loss_chunk": loss_chunk,
+            },
             "parallel": parallel or {},
             "deepspeed": deepspeed,
         }
@@ -130,7 +137,7 @@ def mesh_cases(world: int) -> list[MeshCase]:
     stages, case = (0, 1, 2, 3), partial(MeshCase, world)
     tensor, context, fsdp = (("tensor", 2),), (("context", 2),), (("fsdp", 2),)
     optimizer, parameters = ("offload_optimizer", "cpu"), ("offload_param", "cpu")
-    checkpointing = ("activation_checkpointing", True)
+    checkpointing, chunks = ("activation_checkpointing", True), ("loss_chunk", 7)
     if world == 2:
         return [
             *(case(axis, stage) for axis in (tensor, context) for stage in stages),
@@ -140,6 +147,8 @@ def mesh_cases(world: int) -> list[MeshCase]:
             case(context, 0, "fp64", "gpt2-heads"),
             case(context, 3, family="gpt2-heads", options=(("attention", "eager"),)),
             case(tensor, 3, family="llama-tied"),
+            case(tensor, 3, family="llama-tied", options=(chunks,)),
+            case(context, 3, options=(chunks,)),
             *(case(fsdp, stage, options=(optimizer,)) for stage in (1, 2, 3)),
             *(case(fsdp, stage, "bf16", options=(optimizer,)) for stage in (1, 2, 3)),
             *(case(fsdp, 3, options=offload) for offload in ((parameters,), (optimizer, parameters))),

@@ -152,6 +152,8 @@ class Worker:
                 self.resumed(precision, stage)
                 self.guarded(precision, stage)
             self.trajectory("llama", "fp32", stage, activation_checkpointing=True)
+            for family, precision in (("llama", "fp32"), ("gpt2", "fp32"), ("llama", "bf16")):
+                self.trajectory(family, precision, stage, loss_chunk=13)
         self.guarded("fp64", 0)
         self.resumed("fp64", 0)
         for family in ("llama", "gpt2"):

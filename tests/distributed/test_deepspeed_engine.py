@@ -176,6 +176,20 @@ def test_activation_checkpointing_changes_nothing(found: dict[int, Found], stage
 
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("stage", STAGES)
+def test_a_loss_in_chunks_is_the_loss(found: dict[int, Found], stage: int, world: int) -> None:
+    """With a head of its own and with a tied one, whose weight ZeRO 3 gathers for the head's call."""
+    results, arrays = found[world]
+    for family in ("llama", "gpt2"):
+        key = f"{family}/fp32/zero{stage}"
+        assert results[f"steps/{key}/loss_chunk"] == [pytest.approx(step, rel=1e-5) for step in results[f"steps/{key}"]]
+        assert results[f"evaluation/{key}/loss_chunk"] == pytest.approx(results[f"evaluation/{key}"], rel=1e-5)
+        assert _distance(_tensors(arrays, f"final/{key}/loss_chunk"), _tensors(arrays, f"final/{key}")) < 1e-5
+    fp32, bf16 = (_tensors(arrays, f"final/llama/{precision}/zero{stage}") for precision in ("fp32", "bf16"))
+    assert _distance(_tensors(arrays, f"final/llama/bf16/zero{stage}/loss_chunk"), bf16) <= _distance(bf16, fp32)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_evaluation_sums_over_all_rows(found: dict[int, Found], family: str, stage: int, world: int) -> None:
     loss_sum, tokens = found[world][0][f"evaluation/{family}/fp32/zero{stage}"]

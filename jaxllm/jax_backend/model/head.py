@@ -5,6 +5,8 @@ Shape legend: B batch, S sequence, E hidden, V vocabulary, L outputs of a classi
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 from flax import nnx
 
@@ -15,6 +17,15 @@ from jaxllm.jax_backend.model.mlp import ACTIVATIONS
 from jaxllm.jax_backend.model.norm import Norm
 from jaxllm.jax_backend.model.parameter import parameter
 from jaxllm.jax_backend.model.runtime import Runtime
+
+
+class Projection(NamedTuple):
+    """What the logits of a language model are made of: x_BSE times `weight`, which has the logical axes `axes`, plus a bias."""
+
+    x: jax.Array
+    weight: jax.Array
+    axes: tuple[str, ...]
+    bias: jax.Array | None
 
 
 class MaskedLmHead(nnx.Module):

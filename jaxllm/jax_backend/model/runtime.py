@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jaxllm.config.loss_chunk import LossChunk
 from jaxllm.jax_backend.attention import AttentionKernel, xla_attention
 from jaxllm.jax_backend.precision import Policy
 from jaxllm.jax_backend.remat import Remat
@@ -14,7 +15,8 @@ from jaxllm.jax_backend.sharding import Layout
 class Runtime:
     """policy: dtypes.  layout: where activations live.  remat: what the backward pass recomputes, per layer.
 
-    attention: the kernel that every layer uses.  masters_on_host: parameters wait in the host's memory.
+    attention: the kernel that every layer uses.  masters_on_host: parameters wait in the host's memory.  loss_chunk: tokens
+    whose logits exist at once, as `training.loss_chunk`.
     """
 
     policy: Policy
@@ -22,3 +24,4 @@ class Runtime:
     remat: Remat = "none"
     attention: AttentionKernel = xla_attention
     masters_on_host: bool = False
+    loss_chunk: LossChunk = "none"

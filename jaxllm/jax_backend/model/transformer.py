@@ -20,8 +20,8 @@ from jaxllm.jax_backend.model.block import Block
 from jaxllm.jax_backend.model.dropout import Site, token_dropout
 from jaxllm.jax_backend.model.encoder import Encoder
 from jaxllm.jax_backend.model.experts import Routing
-from jaxllm.jax_backend.model.head import ClassificationHead, MaskedLmHead, build_head
-from jaxllm.jax_backend.model.linear import Embedding
+from jaxllm.jax_backend.model.head import ClassificationHead, MaskedLmHead, Projection, build_head
+from jaxllm.jax_backend.model.linear import Embedding, Linear
 from jaxllm.jax_backend.model.norm import Norm
 from jaxllm.jax_backend.model.parameter import stacked
 from jaxllm.jax_backend.model.relative import RelativeBias
@@ -48,6 +48,14 @@ class Text(NamedTuple):
     token_types: jax.Array | None = None
     source: jax.Array | None = None
     source_segments: jax.Array | None = None
+
+
+class Hidden(NamedTuple):
+    """What comes out of the last layer: states (B, S, E), what they were made in, and what the routers of all layers did."""
+
+    states: jax.Array
+    context: Context
+    routing: Routing | None
 
 
 class Transformer(nnx.Module):
@@ -83,6 +91,11 @@ class Transformer(nnx.Module):
 
     def routed(self, text: Text, key: jax.Array | None = None, tap: Tap = NO_TAP) -> tuple[jax.Array, Routing | None]:
         """The same, and what the routers of all layers did, where there are experts."""
+        hidden = self.hidden(text, key, tap)
+        return self.outputs(hidden), hidden.routing
+
+    def hidden(self, text: Text, key: jax.Array | None = None, tap: Tap = NO_TAP) -> Hidden:
+        """What comes out of the last layer, for `outputs` or `projection`."""
         length = text.tokens.shape[1]
         visibility = sequence_visibility(text.segments, self.runtime.layout.token_order(length))
         if self.relative_bias is not None:
@@ -91,7 +104,7 @@ class Transformer(nnx.Module):
         context = Context(visibility, self._rotary(text.positions, length), key, tap=tap, source=source)
         x_BSE = self._embed(text.tokens, text.positions, key, visibility.query_index, text.token_types)
         x_BSE, _, routing = self._layers(tap("embedding", x_BSE), context, None)
-        return self._logits(x_BSE, context), routing
+        return Hidden(x_BSE, context, routing)
 
     def _source(self, text: Text, key: jax.Array | None, tap: Tap) -> Source | None:
         """What the layers read of the source, in a model with an encoder."""
@@ -150,7 +163,7 @@ class Transformer(nnx.Module):
         x_BSE = self._embed(tokens_BS, positions_BS, None, visibility.query_index)
         x_BSE, new_cache, _ = self._layers(x_BSE, context, cache, memory)
         x_BSE = jax.lax.dynamic_slice_in_dim(x_BSE, last, 1, axis=1)
-        return self._logits(x_BSE, context)[:, 0], new_cache
+        return self.outputs(Hidden(x_BSE, context, None))[:, 0], new_cache
 
     def _rotary(self, positions_BS: jax.Array, length: int) -> dict[RopeSpec, Tables]:
         """Of every kind of rotary positions that a layer has.  length: of the longest row."""
@@ -189,17 +202,36 @@ class Transformer(nnx.Module):
     ) -> tuple[jax.Array, CacheT, Routing | None]:
         return run_layers(self.layers, self.spec.attentions, x_BSE, context, cache, self.runtime.remat, memory)
 
-    def _logits(self, x_BSE: jax.Array, context: Context) -> jax.Array:
-        tap, key, policy = context.tap, context.key, self.runtime.policy
-        key = None if key is None else jax.random.fold_in(key, self.spec.layers + 1)
+    def projection(self, hidden: Hidden) -> Projection:
+        """What the logits of a language model are made of."""
+        x_BSE, bias_V = self._final(hidden), None
+        if isinstance(self.head, MaskedLmHead):
+            x_BSE = self.head(self.runtime.layout.constrain(x_BSE, "batch", "sequence", "hidden"))
+            bias_V = self.head.bias[...]
+        if isinstance(self.head, Linear):
+            return Projection(x_BSE, self.head.kernel[...], self.head.axes, bias_V)
+        return Projection(x_BSE, self.embed.embedding[...], self.embed.axes, bias_V)
+
+    def _final(self, hidden: Hidden) -> jax.Array:
+        """What the head reads."""
+        x_BSE, context = hidden.states, hidden.context
         if self.final_norm is not None:
-            x_BSE = tap("final_norm", self.final_norm(x_BSE))
-        x_BSE = token_dropout(x_BSE, self.spec.final_dropout, key, Site.FINAL, context.visibility.query_index)
-        x_BSE = self.runtime.layout.constrain(x_BSE, "batch", "sequence", "hidden")
+            x_BSE = context.tap("final_norm", self.final_norm(x_BSE))
+        return token_dropout(
+            x_BSE, self.spec.final_dropout, self._head_key(context), Site.FINAL, context.visibility.query_index
+        )
+
+    def _head_key(self, context: Context) -> jax.Array | None:
+        return None if context.key is None else jax.random.fold_in(context.key, self.spec.layers + 1)
+
+    def outputs(self, hidden: Hidden) -> jax.Array:
+        """Logits or outputs: see `__call__`."""
+        tap, policy = hidden.context.tap, self.runtime.policy
+        x_BSE = self.runtime.layout.constrain(self._final(hidden), "batch", "sequence", "hidden")
         if self.spec.head_scale is not None:
             x_BSE = (x_BSE.astype(policy.statistics) * self.spec.head_scale).astype(policy.compute)
         if isinstance(self.head, ClassificationHead):
-            return tap("logits", self.head(x_BSE, key))
+            return tap("logits", self.head(x_BSE, self._head_key(hidden.context)))
         if isinstance(self.head, MaskedLmHead):
             logits_BSV = self.embed.attend(self.head(x_BSE)) + self.head.bias[...]
         else:

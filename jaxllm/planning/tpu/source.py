@@ -20,10 +20,14 @@ _HELPERS = frozenset(
     }
 )  # fmt: skip
 
+# Files that are another's part in disguise.
+_FILES: Mapping[str, str] = {"chunked_loss": "loss"}
+
 # Functions of files that hold more than one part.
 _FUNCTIONS: Mapping[tuple[str, str], str] = {
     ("model/transformer", "_embed"): "embedding",
-    ("model/transformer", "_logits"): "head",
+    ("model/transformer", "outputs"): "head",
+    ("model/transformer", "projection"): "head",
     ("model/transformer", "_layers"): "layer scan",
     ("model/transformer", "_scan"): "layer scan",
     ("model/transformer", "layer"): "layer scan",
@@ -31,6 +35,7 @@ _FUNCTIONS: Mapping[tuple[str, str], str] = {
     ("model/transformer", "_rotary"): "rope",
     ("model/stack", "_take"): "layer scan",
     ("model/block", "__call__"): "residual",
+    ("chunked_loss", "_product"): "head",
 }
 
 
@@ -42,7 +47,8 @@ def source_of(module: Module, instruction: Instruction) -> str:
             if match is None or match.group(1) in _HELPERS:
                 continue
             file, function = match.group(1), frame.function.rsplit(".", 1)[-1]
-            return _FUNCTIONS.get((file, function), "attention" if file.startswith("attention/") else file.rsplit("/", 1)[-1])
+            part = "attention" if file.startswith("attention/") else _FILES.get(file, file.rsplit("/", 1)[-1])
+            return _FUNCTIONS.get((file, function), part)
     return COMPILER
 
 

@@ -1,0 +1,29 @@
+"""How many tokens' logits exist at once (`training.loss_chunk`): one rule for both backends and for the planner."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
+
+LossChunk: TypeAlias = Literal["auto", "none"] | Annotated[int, Field(ge=1)]
+
+AUTO_TOKENS = 1024
+"""Tokens of a chunk that `auto` takes: enough that the products stay as fast as on all tokens (docs/performance.md)."""
+
+AUTO_LOGITS = 1 << 26
+"""Logits below which `auto` takes all tokens at once: what they need is small beside the rest of a training step."""
+
+
+def chunk_tokens(wanted: LossChunk, tokens: int, vocabulary: int) -> int | None:
+    """Tokens of a chunk, all chunks but the last being alike; None: the logits of all tokens exist at once.
+
+    tokens: of one device's forward pass.  vocabulary: entries whose logits one device computes.
+    """
+    if wanted == "none" or (wanted == "auto" and tokens * vocabulary <= AUTO_LOGITS):
+        return None
+    size = AUTO_TOKENS if wanted == "auto" else wanted
+    if tokens <= size:
+        return None
+    chunks = -(-tokens // size)
+    return -(-tokens // chunks)
