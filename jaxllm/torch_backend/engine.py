@@ -77,7 +77,8 @@ def chunked_loss(engine: Engine, inputs: ModelInputs, tokens: Tokens) -> torch.T
     """The sum of this process's losses without the logits of all tokens at once: see `jaxllm.torch_backend.chunked_loss`."""
     with engine.model.loss_head.losses_of(tokens):
         loss: torch.Tensor = engine.model(**inputs.arguments).logits
-    return loss
+    # DeepSpeed would divide the gradient of a model's own output by the number of micro-batches, so what it is given is another.
+    return loss.clone()
 
 
 def create_engine(run: Run, mesh: Mesh, plan: BatchPlan, training: bool) -> Engine:

@@ -20,6 +20,7 @@ from jaxllm.config import RunConfig
 from jaxllm.config.schema import ModelConfig
 from jaxllm.data.batch import Batch
 from jaxllm.families import Model, resolve_model
+from jaxllm.families.tasks import task_of
 from jaxllm.jax_backend import JaxBackend
 from jaxllm.run import Run
 from jaxllm.state import Progress
@@ -75,7 +76,7 @@ def make_run(model: Mapping[str, Any] = LLAMA, **sections: Mapping[str, Any]) ->
     for section, values in sections.items():
         written[section] = {**written.get(section, {}), **values}
     config = RunConfig.model_validate(written)
-    return Run(config, resolve_model(config.model), 10)
+    return Run(config, resolve_model(config.model, task=task_of(config.objective)), 10)
 
 
 def make_batch(seed: int = 0, rows: int = 16, length: int = 32, packed: bool = True) -> Batch:

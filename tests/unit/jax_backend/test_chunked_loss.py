@@ -45,7 +45,7 @@ def assert_equal(found, wanted):
     assert found[0].norms == pytest.approx(wanted[0].norms, rel=bound.value)
     assert found[1] == pytest.approx(wanted[1], rel=bound.value)
     for name, values in wanted[0].exp_avg.items():
-        if not name.endswith("attn.c_attn.bias"):  # whose keys' part is rounding
+        if not name.endswith(("attn.c_attn.bias", "key.bias")):  # a bias of keys has no gradient but rounding
             assert relative_error(found[0].exp_avg[name], values) <= bound.trajectory_parameters, name
 
 
@@ -67,7 +67,8 @@ def test_on_a_mesh_they_are_those_of_one_device(parallel, vocabulary):
 
 def test_masked_lm_has_a_bias():
     model = {"family": "bert", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "max_position_embeddings": 64, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
+             "max_position_embeddings": 64, "vocab_size": cases.VOCABULARY, "hidden_dropout_prob": 0.0,
+             "attention_probs_dropout_prob": 0.0}  # fmt: skip
     sections = {
         "objective": {"kind": "masked-lm"},
         "data": {"tokenizer": {"train": "wordpiece", "vocab_size": cases.VOCABULARY}},
@@ -77,7 +78,7 @@ def test_masked_lm_has_a_bias():
 
 
 def program(chunk, **sections):
-    model = {**cases.LLAMA, "vocab_size": 4096}
+    model = {**cases.LLAMA, "vocab_size": 8192}
     backend, run = started(model, chunk, precision="fp32", jax={"cpu_devices": 8}, **sections)
     inner = backend._started
     scalars = step_scalars(cases.hyper_of(0, run), run.config.optimizer, np.dtype(np.float32))
@@ -89,7 +90,7 @@ def program(chunk, **sections):
 
 @pytest.mark.parametrize("parallel", [{}, {"fsdp": 2}], ids=["one", "fsdp2"])
 def test_the_step_needs_less_than_the_logits(parallel):
-    logits = 16 * 32 * 4096 * 4 / parallel.get("fsdp", 1)
+    logits = 16 * 32 * 8192 * 4 / parallel.get("fsdp", 1)
     chunked, whole = (program(chunk, parallel=parallel).memory_analysis().temp_size_in_bytes for chunk in (CHUNK, "none"))
     assert whole > logits
     assert chunked < logits
