@@ -124,7 +124,7 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         "training.loss_chunk",
-        "a number of tokens with tensor above 1 and a head of its own",
+        "loss_chunk in tokens with tensor above 1 and a head of its own",
         "AutoTP splits the head by vocabulary and gathers the logits of all tokens; a head tied to the embedding stays whole",
         "set it to auto or none, or tensor to 1",
         lambda case: (

@@ -77,7 +77,7 @@ def chunked_loss(engine: Engine, inputs: ModelInputs, tokens: Tokens) -> torch.T
     """The sum of this process's losses without the logits of all tokens at once: see `jaxllm.torch_backend.chunked_loss`."""
     with engine.model.loss_head.losses_of(tokens):
         loss: torch.Tensor = engine.model(**inputs.arguments).logits
-    # DeepSpeed would divide the gradient of a model's own output by the number of micro-batches, so what it is given is another.
+    # DeepSpeed divides the gradient of what a model puts out by the number of micro-batches: the loss has to be another tensor.
     return loss.clone()
 
 

@@ -12,7 +12,6 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jaxllm.config import RunConfig
-from jaxllm.errors import ConfigError
 from jaxllm.families import resolve_model
 from jaxllm.families.tasks import task_of
 from jaxllm.parity.tolerances import TOLERANCES, relative_error
@@ -91,13 +90,6 @@ def test_the_logits_of_all_tokens_never_exist(precision: str) -> None:
     assert largest[CHUNK] <= 1024 * 20 + 1  # the head's weight is larger than a chunk's logits
 
 
-def test_processes_that_share_the_head_are_refused() -> None:
-    run = make_run("llama-heads", parallel={"tensor": 2}, loss_chunk=8)
-    with pytest.raises(ConfigError, match="AutoTP splits the head") as caught:
-        check_combinations(run.config, run.model, None)
-    assert caught.value.key == "training.loss_chunk"
-    for allowed in (
-        make_run("llama-heads", parallel={"tensor": 2}),
-        make_run("llama-tied", parallel={"tensor": 2}, loss_chunk=8),
-    ):
-        check_combinations(allowed.config, allowed.model, None)
+def test_processes_that_share_a_tied_head_have_it_whole() -> None:
+    run = make_run("llama-tied", parallel={"tensor": 2}, loss_chunk=8)
+    check_combinations(run.config, run.model, None)

@@ -27,6 +27,7 @@ _ASKED: dict[str, dict[str, Any]] = {
     "fsdp above 1 with zero_stage 0": {"parallel": {"fsdp": 2}},
     "offload_optimizer with zero_stage 0": {"offload_optimizer": "cpu"},
     "offload_param with zero_stage below 3": {"zero_stage": 2, "offload_param": "cpu"},
+    "loss_chunk in tokens with tensor above 1 and a head of its own": {"parallel": {"tensor": 2}, "loss_chunk": 8},
     "torch_compile with tensor above 1": {"parallel": {"tensor": 2}, "torch_compile": True},
     "torch_compile with context above 1": {"parallel": {"context": 2}, "torch_compile": True},
     "tensor above 1 with a family that AutoTP does not split": {"family": "gpt2-heads", "parallel": {"tensor": 2}},
