@@ -24,7 +24,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,7 @@ LLAMA_WIDE = {
     "num_key_value_heads": 4,
     "vocab_size": 2048,
 }
+LARGE_VOCABULARY = {**LLAMA_SMALL, "vocab_size": 48000}
 QWEN3 = {**LLAMA_SMALL, "family": "qwen3", "head_dim": 64}
 GPT2_TINY = {**GPT2, "n_embd": 320, "n_layer": 3, "n_head": 5, "vocab_size": 1000, "n_positions": 512}
 
@@ -118,6 +119,7 @@ class Case:
     precision: str = "bf16"
     jax: dict[str, Any] = field(default_factory=dict)
     deepspeed: dict[str, Any] = field(default_factory=dict)
+    loss_chunk: int | str = "auto"
 
     @property
     def devices(self) -> int:
@@ -142,6 +144,7 @@ class Case:
                 "global_batch": self.batch,
                 "micro_batch": self.micro,
                 "precision": self.precision,
+                "loss_chunk": self.loss_chunk,
             },
             "parallel": {"data": 1, **self.parallel},
             "jax": {**self.jax, "cpu_devices": self.devices} if self.where.startswith("cpu") else self.jax,
@@ -189,6 +192,13 @@ CPU = (
     _cpu("llama 100M, tensor 2, full", LLAMA_100M, 512, 2, 2, "full", tensor=2),
     _cpu("qwen3, fsdp 4, full", QWEN3, 384, 8, 2, "full", fsdp=4),
 )
+CPU = (
+    *CPU,
+    replace(_cpu("llama, loss in chunks", LARGE_VOCABULARY, 384, 4, 4, "full"), loss_chunk=256),
+    replace(
+        _cpu("llama, loss in chunks, fsdp 2 x tensor 2", LARGE_VOCABULARY, 384, 8, 4, "full", fsdp=2, tensor=2), loss_chunk=256
+    ),
+)
 TPU = (
     _tpu("1B, fsdp 8, full", "v5e:2x4", LLAMA_1B, 2048, 8, 1, "full", fsdp=8),
     _tpu("1B, fsdp 8, dots", "v5e:2x4", LLAMA_1B, 2048, 8, 1, "dots", fsdp=8),
@@ -216,6 +226,8 @@ DEEPSPEED = (
     _ds("llama, stage 2, bf16", LLAMA_WIDE, 512, 4, 1, "bf16", 2, 2),
     _ds("llama, stage 3, bf16", LLAMA_WIDE, 512, 4, 1, "bf16", 3, 2),
     _ds("gpt2, stage 2, bf16", GPT2_TINY, 448, 4, 2, "bf16", 2, 2),
+    replace(_ds("llama, loss in chunks", {**LLAMA_TINY, "vocab_size": 16000}, 448, 4, 4, "fp32", 0, 1), loss_chunk=128),
+    replace(_ds("llama, loss in chunks, bf16", {**LLAMA_TINY, "vocab_size": 16000}, 448, 4, 4, "bf16", 0, 1), loss_chunk=128),
 )
 
 

@@ -93,7 +93,7 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
     logit = compiler.logit_bytes or width
     chunk = setting.chunk(spec)
     logits = compiler.logits * logit * (tokens if chunk is None else chunk) * spec.vocab_size / parallel.tensor
-    chunked = 0.0 if chunk is None else _chunked_bytes(spec, setting)
+    chunked = 0.0 if chunk is None else _chunked_bytes(spec, setting, platform)
     working = tokens * working_bytes(spec, setting)
     # Between the products residuals are split over `tensor`; for each product the hidden states of all tokens come together,
     # and their gradients do: so many copies are alive at the head and in a layer (Llama 70B and 405B over tensor 4).
@@ -115,9 +115,12 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
     )  # fmt: skip
 
 
-def _chunked_bytes(spec: ModelSpec, setting: Setting) -> float:
-    """What a loss in chunks makes in the forward pass: the gradients of the hidden states and, over all chunks, of the head."""
-    head = spec.vocab_size / setting.parallel.tensor * spec.hidden_size
+def _chunked_bytes(spec: ModelSpec, setting: Setting, platform: Platform) -> float:
+    """What a loss in chunks makes in the forward pass: the gradients of the hidden states and, over all chunks, of the head.
+
+    XLA:CPU has a chunk's part of the head's gradient in a buffer of its own before it is added.
+    """
+    head = spec.vocab_size / setting.parallel.tensor * spec.hidden_size * (2 if platform == "cpu" else 1)
     return setting.master_bytes * head + float(setting.tokens) * spec.hidden_size * setting.compute_bytes
 
 

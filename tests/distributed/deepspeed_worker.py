@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,15 +187,18 @@ class _Infinite(torch.autograd.Function):
 @contextmanager
 def infinite_gradient(here: bool) -> Iterator[None]:
     """Within it, the loss of this process is as it was and its gradient is infinite."""
-    original = step_module.weighted_loss
+    names = ("weighted_loss", "chunked_loss")
+    originals = {name: getattr(step_module, name) for name in names}
 
-    def spoiled(*arguments: Any) -> torch.Tensor:
-        loss = original(*arguments)
+    def spoiled(original: Any, *arguments: Any) -> torch.Tensor:
+        loss: torch.Tensor = original(*arguments)
         return _Infinite.apply(loss) if here else loss
 
-    step_module.weighted_loss = spoiled
+    for name, original in originals.items():
+        setattr(step_module, name, partial(spoiled, original))
     yield
-    step_module.weighted_loss = original
+    for name, original in originals.items():
+        setattr(step_module, name, original)
 
 
 if __name__ == "__main__":
