@@ -9,7 +9,7 @@ Shape legend: B sequences, S tokens, E hidden, V vocabulary, T = B S tokens, C t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,13 +35,13 @@ class Tokens:
 class LossHead:
     """The output head of a transformers language model, which within `losses_of` gives a loss in place of logits."""
 
-    def __init__(self, module: Any, spec: ModelSpec) -> None:
+    def __init__(self, module: Any, spec: ModelSpec, *, compiled: bool) -> None:
         self._config = module.config
         self._softcap = spec.final_softcap
         self._tokens: Tokens | None = None
         self._linear: nn.Linear = module.get_output_embeddings()
         self._logits = self._linear.forward
-        self._linear.forward = torch.compiler.disable(self._call)  # type: ignore[method-assign]
+        self._linear.forward = _left_out_of_compiled_code(self._call) if compiled else self._call  # type: ignore[method-assign]
 
     @contextmanager
     def losses_of(self, tokens: Tokens) -> Iterator[None]:
@@ -62,8 +62,10 @@ class LossHead:
     def _call(self, hidden_BSE: torch.Tensor) -> torch.Tensor:
         tokens = self._tokens
         if tokens is None:
-            return self._logits(hidden_BSE)
-        loss: torch.Tensor = _ChunkedLoss.apply(
+            logits_BSV: torch.Tensor = self._logits(hidden_BSE)
+            return logits_BSV
+        apply: Any = _ChunkedLoss.apply
+        loss: torch.Tensor = apply(
             hidden_BSE.flatten(0, 1),
             self._linear.weight,
             self._linear.bias,
@@ -74,11 +76,21 @@ class LossHead:
         return loss
 
 
-def attach_loss_head(module: Any, spec: ModelSpec) -> None:
-    """Give `module` a `loss_head`; None where it is no language model, or where processes share its head (AutoTP)."""
+def attach_loss_head(module: Any, spec: ModelSpec, *, compiled: bool) -> None:
+    """Give `module` a `loss_head`; None where it is no language model, or where processes share its head (AutoTP).
+
+    compiled: whether torch.compile will see the module.
+    """
     is_language_model = spec.head.kind in ("causal-lm", "masked-lm")
     is_whole = is_language_model and isinstance(module.get_output_embeddings(), nn.Linear)
-    module.loss_head = LossHead(module, spec) if is_whole else None
+    module.loss_head = LossHead(module, spec, compiled=compiled) if is_whole else None
+
+
+def _left_out_of_compiled_code(call: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """`call`, which a compiled model calls as it is; seconds of import, so for models that are compiled only."""
+    compiler: Any = torch.compiler
+    left_out: Callable[..., torch.Tensor] = compiler.disable(call)
+    return left_out
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def _divide(model: Any, mesh: Mesh) -> dict[str, Split]:
 
 def _prepare(model: Any, run: Run, *, training: bool = True) -> None:
     """Options of the model that hold at every stage."""
-    attach_loss_head(model, run.model.spec)
+    attach_loss_head(model, run.model.spec, compiled=run.config.deepspeed.torch_compile)
     if training and run.config.deepspeed.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
 
