@@ -41,7 +41,7 @@ class LossHead:
         self._tokens: Tokens | None = None
         self._linear: nn.Linear = module.get_output_embeddings()
         self._logits = self._linear.forward
-        self._linear.forward = _left_out_of_compiled_code(self._call) if compiled else self._call  # type: ignore[method-assign]
+        self._linear.forward = _left_out_of_compiled_code(self._call) if compiled else self._call
 
     @contextmanager
     def losses_of(self, tokens: Tokens) -> Iterator[None]:
