@@ -1,0 +1,80 @@
+"""The throughput benchmark's bookkeeping; what it measures is measured by running it."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+
+import numpy as np
+import pytest
+
+from benchmarks.throughput.cases import CPU, GPU
+from benchmarks.throughput.contenders import CONTENDERS, EAGER, JAXLLM_JAX, TARGETS
+from benchmarks.throughput.driver import Entry, Found
+from benchmarks.throughput.environments import last_line
+from benchmarks.throughput.page import text_of
+from benchmarks.throughput.prepared import prepare
+from benchmarks.throughput.report import lines, summary
+from benchmarks.throughput.workers import jaxllm_backend
+from benchmarks.throughput.workers.protocol import Answer, Clock, Request
+
+
+def answer(losses, seconds):
+    return Answer(losses, seconds, 1.0, 2.0, 2**30, 2**20, {})
+
+
+def found(*theirs):
+    ours = Entry(JAXLLM_JAX, [answer((9.0, 8.0), (1.0, 1.1)), answer((9.0, 8.0), (0.9, 1.0))])
+    return Found(CPU[0], [ours, *theirs], {"torch": 1e11, "jax": 2e11})
+
+
+def test_ratios_are_of_rounds_that_are_next_to_each_other():
+    slower = Entry(EAGER, [answer((9.0, 8.0), (2.0, 2.2)), answer((9.0, 8.0), (0.9, 1.0))])
+    report = summary(found(slower), None)
+    (ratio,) = report["ratios"]
+    assert (ratio["of"], ratio["over"]) == (JAXLLM_JAX.name, EAGER.name)
+    assert ratio["range"] == pytest.approx([1.0, 2.0])
+    assert ratio["ratio"] == pytest.approx(1.5)
+    assert ratio["reached"]
+    assert report["contenders"][0]["tokens_per_s"] == CPU[0].tokens / 1.0
+    assert report["limit_tokens_per_s"] == pytest.approx(CPU[0].tokens * 2e11 / report["model_flops_per_step"])
+
+
+def test_who_does_less_is_named():
+    report = summary(found(Entry(EAGER, [answer((9.0, 8.1), (0.1, 0.1))])), None)
+    assert [row["same_work"] for row in report["contenders"]] == [True, False]
+    assert "NOT THE SAME WORK" in "\n".join(lines(report))
+
+
+def test_who_cannot_run_is_listed_with_the_reason():
+    report = summary(found(Entry(EAGER, failure="pip install failed: ERROR: no such package")), None)
+    assert "pip install failed" in "\n".join(lines(report))
+    assert report["ratios"] == []
+    assert last_line("Traceback\nValueError: what\n  more\n") == "ValueError: what"
+
+
+def test_the_clock_sets_the_first_steps_apart(tmp_path):
+    prepare(CPU[0], tmp_path)
+    request = Request(str(tmp_path), "fp32", "cpu", compared=2, warmup=1, blocks=2, block_steps=3)
+    clock = Clock(request)
+    for number, tokens in enumerate(clock.batches()):
+        assert tokens.shape == (CPU[0].rows, CPU[0].sequence + 1)
+        clock.done(np.float32(number))
+    made = clock.answer()
+    assert number + 1 == request.steps
+    assert made.losses == (0.0, 1.0)
+    assert len(made.step_seconds) == 2
+    run = jaxllm_backend.make_run(request)
+    assert run.model.spec.vocab_size == CPU[0].model["vocab_size"]
+    assert jaxllm_backend.make_batch(tokens).target_tokens == CPU[0].tokens
+
+
+def test_names_of_targets_and_cases_are_there():
+    names = {contender.name for contender in CONTENDERS}
+    assert {name for first, second, _ in TARGETS for name in (first, second)} <= names
+    assert sum(fnmatch(case.name, "10M-512-*") for case in CPU) == 2
+    assert all(contender.options_for(case) is not None for contender in CONTENDERS for case in GPU)
+
+
+def test_a_suite_that_was_not_run_says_so():
+    text = "".join(text_of("GPU", {"results": {"not_run": "It has not been run.", "command": "python -m x"}}))
+    assert "It has not been run. The command: `python -m x`" in text
