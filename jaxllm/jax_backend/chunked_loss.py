@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxllm.jax_backend.model.runtime import Runtime
+from jaxllm.jax_backend.precision import Policy
 
 
 class Tokens(NamedTuple):
@@ -145,9 +146,9 @@ def _gradients_on_device(chunked: Chunked, tokens: Tokens, head: Head) -> tuple[
         loss, gradient_CV = _chunk(chunked, chunk, head)
         to_bias_V = None if to_bias_V is None else to_bias_V + jnp.sum(gradient_CV, axis=0)
         gradient_CV = gradient_CV.astype(policy.compute)
-        to_hidden_CE = _product(gradient_CV, head.weight, 1, vocab, policy.matmul)
+        to_hidden_CE = _product(gradient_CV, head.weight, 1, vocab, policy).astype(policy.compute)
         factors = (gradient_CV, chunk.hidden) if vocab == 0 else (chunk.hidden, gradient_CV)
-        to_weight += _product(*factors, 0, 0, policy.matmul, statistics)
+        to_weight += _product(*factors, 0, 0, policy)
         return (total + loss, Head(to_weight, to_bias_V)), to_hidden_CE
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, statistics), head)
@@ -220,7 +221,7 @@ def _chunk(chunked: Chunked, chunk: Tokens, head: Head) -> tuple[jax.Array, jax.
 def _logits(chunked: Chunked, hidden_CE: jax.Array, head: Head) -> tuple[jax.Array, jax.Array | None]:
     """Logits (C, V) in the statistics dtype, and the slope of what caps them."""
     policy, cap = chunked.runtime.policy, chunked.softcap
-    logits_CV = _product(hidden_CE, head.weight, 1, chunked.axes.index("embed"), policy.matmul)
+    logits_CV = _product(hidden_CE, head.weight, 1, chunked.axes.index("embed"), policy).astype(policy.compute)
     if head.bias is not None:
         logits_CV = logits_CV + head.bias
     if cap is None:
@@ -229,10 +230,10 @@ def _logits(chunked: Chunked, hidden_CE: jax.Array, head: Head) -> tuple[jax.Arr
     return logits_CV, 1.0 - jnp.square(logits_CV / cap)
 
 
-def _product(
-    left: jax.Array, right: jax.Array, left_axis: int, right_axis: int, precision: Any, dtype: Any = None
-) -> jax.Array:
-    """Two matrices, contracted along an axis of each; dtype: of the sums."""
+def _product(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int, policy: Policy) -> jax.Array:
+    """Two matrices, contracted along an axis of each; the sums in the statistics dtype."""
     axes = (((left_axis,), (right_axis,)), ((), ()))
-    product: jax.Array = jax.lax.dot_general(left, right, axes, precision=precision, preferred_element_type=dtype)
+    product: jax.Array = jax.lax.dot_general(
+        left, right, axes, precision=policy.matmul, preferred_element_type=policy.statistics
+    )
     return product
