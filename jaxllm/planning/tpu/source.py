@@ -27,6 +27,7 @@ _FILES: Mapping[str, str] = {"chunked_loss": "loss"}
 _FUNCTIONS: Mapping[tuple[str, str], str] = {
     ("model/transformer", "_embed"): "embedding",
     ("model/transformer", "outputs"): "head",
+    ("model/transformer", "_final"): "head",
     ("model/transformer", "projection"): "head",
     ("model/transformer", "_layers"): "layer scan",
     ("model/transformer", "_scan"): "layer scan",
