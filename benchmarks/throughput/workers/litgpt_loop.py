@@ -12,8 +12,8 @@ from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama
 from litgpt.utils import chunked_cross_entropy
 from safetensors.torch import load_file
 
+from benchmarks.throughput.workers.adamw import adamw
 from benchmarks.throughput.workers.protocol import CLIP_NORM, Clock, Request, read_request, write_answer
-from benchmarks.throughput.workers.torch_loop import adamw
 
 
 def make_config(request: Request) -> Config:

@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.throughput.workers.protocol import (
-    BETAS,
-    CLIP_NORM,
-    EPS,
-    LEARNING_RATE,
-    WEIGHT_DECAY,
-    Clock,
-    read_request,
-    write_answer,
-)
-
-
-def adamw(model: Any, device: str) -> torch.optim.Optimizer:
-    """AdamW whose matrices decay, fused."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPS, fused=device in ("cuda", "cpu"))
+from benchmarks.throughput.workers.adamw import adamw
+from benchmarks.throughput.workers.protocol import CLIP_NORM, Clock, read_request, write_answer
 
 
 def main() -> None:
