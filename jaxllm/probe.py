@@ -3,7 +3,8 @@
 A probe holds the model of a run on one device, dropout off, with weights that it is given, and answers with numpy arrays in
 Hugging Face names, so that whoever compares two probes knows nothing of either framework.
 
-Shape legend: B sequences, S tokens, R tokens of a source, E hidden, H heads, K key/value heads, D head_dim, V vocabulary.
+Shape legend: B sequences, S tokens, R tokens of a source, E hidden, H heads, K key/value heads, D head_dim, X experts,
+V vocabulary.
 
 The points at which activations are compared, in the order in which a model computes them (`point_names`); before them, with
 `encoder.` in front and R for S, those of its encoder, if it has one:
@@ -21,6 +22,7 @@ layers.{i}.cross_key, .cross_value (B, R, K, D)
 layers.{i}.cross_attention_output  (B, S, E)
 layers.{i}.cross_attention_residual (B, S, E)
 layers.{i}.mlp_norm                (B, S, E)  as attention_norm
+layers.{i}.router                  (B, S, X)  the router's logits, if the layer has experts
 layers.{i}.mlp_output              (B, S, E)
 layers.{i}.mlp_output_norm         (B, S, E)  as attention_output_norm
 layers.{i}.mlp_residual            (B, S, E)  the residual stream with it added, if the layer normalises that
@@ -63,6 +65,7 @@ LAYER_POINTS = (
     "cross_attention_output",
     "cross_attention_residual",
     "mlp_norm",
+    "router",
     "mlp_output",
     "mlp_output_norm",
     "mlp_residual",
@@ -76,7 +79,8 @@ def layer_points(spec: ModelSpec, *, cross: bool = False) -> tuple[str, ...]:
     norms = {"attention_norm": norm.before, "mlp_norm": norm.before}
     norms |= {"attention_output_norm": norm.after, "mlp_output_norm": norm.after}
     norms |= {"attention_residual_norm": norm.of_residual, "mlp_residual": norm.of_residual}
-    return tuple(point for point in LAYER_POINTS if norms.get(point, cross or not point.startswith("cross_")))
+    has = norms | {"router": spec.mlp.experts is not None}
+    return tuple(point for point in LAYER_POINTS if has.get(point, cross or not point.startswith("cross_")))
 
 
 def point_names(spec: ModelSpec) -> tuple[str, ...]:
@@ -96,12 +100,21 @@ def of_source(point: str) -> bool:
 
 
 @dataclass(frozen=True)
+class Choices:
+    """What one router decided.  logits: (B, S, X).  chosen: (B, S, K), the experts of each token."""
+
+    logits: Array
+    chosen: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Pass:
     """One forward and backward pass over a global batch.
 
     loss: sum of weighted token losses / sum of weights.  logits: (B, S, V).  gradients: of the loss, by Hugging Face name, as
     accumulated over the run's micro-batches, before clipping.  values, cotangents: by point, the activation and the gradient
-    of the loss with respect to it; empty unless asked for.  fp32, or fp64 for an fp64 run.
+    of the loss with respect to it; empty unless asked for.  choices: of every router in the forward pass, by point.
+    fp32, or fp64 for an fp64 run.
     """
 
     loss: float
@@ -109,6 +122,7 @@ class Pass:
     gradients: Mapping[str, Array]
     values: Mapping[str, Array] = field(default_factory=dict)
     cotangents: Mapping[str, Array] = field(default_factory=dict)
+    choices: Mapping[str, Choices] = field(default_factory=dict)
 
 
 class Probe(Protocol):
@@ -123,10 +137,12 @@ class Probe(Protocol):
         """Build the model of `run` in its precision and fill it with `params` (Hugging Face names)."""
         ...
 
-    def passes(self, batch: Batch, *, capture: bool = False) -> Pass:
+    def passes(self, batch: Batch, *, capture: bool = False, choices: Mapping[str, Choices] | None = None) -> Pass:
         """Forward and backward over all rows of a global batch, in micro-batches of `training.micro_batch` rows if that is set.
 
-        capture: also record `values` and `cotangents`; the whole batch is then one micro-batch.
+        capture: also record `values` and `cotangents`; the whole batch is then one micro-batch.  choices: by point, the experts
+        that routers choose instead of what they would, which only the transformers model can be told; the pass has what they
+        would have chosen.
         """
         ...
 

@@ -40,8 +40,8 @@ class LayerRule(Protocol):
         ...
 
 
-def decoder_points(norms: Mapping[str, str]) -> dict[str, ModulePoint]:
-    """`POINTS` of a decoder whose layers have these norms."""
+def decoder_points(norms: Mapping[str, str], *, experts: bool = False) -> dict[str, ModulePoint]:
+    """`POINTS` of a decoder whose layers have these norms, and perhaps experts behind a router."""
     at = {ours: f"{LAYER}.{theirs}" for theirs, ours in norms.items()}
     attention, mlp = f"{LAYER}.self_attn", f"{LAYER}.mlp"
     return {
@@ -52,6 +52,7 @@ def decoder_points(norms: Mapping[str, str]) -> dict[str, ModulePoint]:
         "layers.{layer}.value": ModulePoint(attention, "value"),
         "layers.{layer}.attention_output": ModulePoint(f"{attention}.o_proj"),
         "layers.{layer}.attention_residual": ModulePoint(at.get("mlp_norm", mlp), "input"),
+        **({"layers.{layer}.router": ModulePoint(f"{mlp}.gate")} if experts else {}),
         "layers.{layer}.mlp_output": ModulePoint(mlp),
         "layers.{layer}.residual": ModulePoint(LAYER),
         "final_norm": ModulePoint("model.norm"),

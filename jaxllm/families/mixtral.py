@@ -16,7 +16,7 @@ from jaxllm.families.weights import WeightRule
 ARCHITECTURE = "MixtralForCausalLM"
 BASE_PREFIX = decoder.BASE_PREFIX
 MAX_POSITIONS_KEY = "max_position_embeddings"
-POINTS = decoder.decoder_points(decoder.PRE_NORMS)
+POINTS = decoder.decoder_points(decoder.PRE_NORMS, experts=True)
 
 _MOE = f"{decoder.LAYER}.block_sparse_moe"
 _STORED = {

@@ -16,7 +16,7 @@ from jaxllm.families.weights import WeightRule
 ARCHITECTURE = "Qwen3MoeForCausalLM"
 BASE_PREFIX = decoder.BASE_PREFIX
 MAX_POSITIONS_KEY = "max_position_embeddings"
-POINTS = decoder.decoder_points(decoder.PRE_NORMS)
+POINTS = decoder.decoder_points(decoder.PRE_NORMS, experts=True)
 
 _EXPERT = f"{decoder.LAYER}.mlp.experts.{{expert}}"
 _STORED = {

@@ -2,7 +2,7 @@
 
 Everything is computed by the model, the loss and the training step that training uses; the probe only looks on.
 
-Shape legend: A micro-batches, B sequences of one micro-batch, S tokens, V vocabulary.
+Shape legend: A micro-batches, B sequences of one micro-batch, S tokens, V vocabulary, L layers, X experts, K experts per token.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from jaxllm.errors import BackendError
 from jaxllm.jax_backend.assembly import assemble
 from jaxllm.jax_backend.feed import BatchFeed
 from jaxllm.jax_backend.mesh import single_device_mesh
+from jaxllm.jax_backend.model.experts import CHOSEN
 from jaxllm.jax_backend.model.tap import LAYERS, Points, Recorder
 from jaxllm.jax_backend.network import Network, Params
 from jaxllm.jax_backend.optimizer import step_scalars
 from jaxllm.jax_backend.process import configure_process
 from jaxllm.jax_backend.step import DeviceBatch, TrainStep, forward, loss_and_gradients, objective
 from jaxllm.jax_backend.weights import LiveWeights, load_params
-from jaxllm.probe import Array, Pass, point_names
+from jaxllm.probe import Array, Choices, Pass, point_names
 from jaxllm.run import Run
 from jaxllm.state.training_state import TensorReader
 
@@ -44,6 +45,13 @@ class _Captured(NamedTuple):
     cotangents: Points
 
 
+class _Routed(NamedTuple):
+    """Of all layers: router logits (A, L, B, S, X) and chosen experts (A, L, B, S, K)."""
+
+    logits: jax.Array
+    chosen: jax.Array
+
+
 @dataclass(frozen=True)
 class _Loaded:
     """What `load` builds.  The functions compile when they are first called, once for each shape of a batch."""
@@ -53,7 +61,7 @@ class _Loaded:
     network: Network
     params: Params
     gradients: Callable[[Params, DeviceBatch], tuple[jax.Array, Params]]
-    logits: Callable[[Params, DeviceBatch], jax.Array]
+    logits: Callable[[Params, DeviceBatch], tuple[jax.Array, _Routed | None]]
     capture: Callable[[Params, DeviceBatch], _Captured]
     zero_moments: Callable[[Params], Any]
     train_step: TrainStep
@@ -94,22 +102,27 @@ class JaxProbe:
             train_step=parts.train_step,
         )
 
-    def passes(self, batch: Batch, *, capture: bool = False) -> Pass:
+    def passes(self, batch: Batch, *, capture: bool = False, choices: Mapping[str, Choices] | None = None) -> Pass:
         """Forward and backward over all rows of a global batch, in micro-batches of `training.micro_batch` rows if that is set.
 
-        capture: also record `values` and `cotangents`; the whole batch is then one micro-batch.
+        capture: also record `values` and `cotangents`; the whole batch is then one micro-batch.  choices: None.
         """
+        if choices is not None:
+            raise BackendError("the routers of the JAX model choose for themselves; impose choices on the transformers model")
         loaded = self._loaded
         if capture:
             found = loaded.capture(loaded.params, self._place(batch, batch.rows))
             values = self._by_point(found.values)
             cotangents = self._by_point(found.cotangents)
-            return Pass(float(found.loss), values["logits"], self._named(found.gradients), values, cotangents)
+            layers = found.values[LAYERS]
+            routed = _Routed(layers["router"][None], layers[CHOSEN][None]) if CHOSEN in layers else None
+            choices = _choices(routed, batch.rows)
+            return Pass(float(found.loss), values["logits"], self._named(found.gradients), values, cotangents, choices)
         placed = self._place(batch, loaded.run.config.training.micro_batch)
         loss, gradients = loaded.gradients(loaded.params, placed)
-        logits_ABSV = _to_host(loaded.logits(loaded.params, placed))
-        logits_BSV = logits_ABSV.reshape(-1, *logits_ABSV.shape[2:])[: batch.rows]
-        return Pass(float(loss), logits_BSV, self._named(gradients))
+        logits, routed = loaded.logits(loaded.params, placed)
+        logits_BSV = _rows(_to_host(logits), batch.rows)
+        return Pass(float(loss), logits_BSV, self._named(gradients), choices=_choices(routed, batch.rows))
 
     def after_step(self, batch: Batch, hyper: Hyper) -> Mapping[str, Array]:
         """The parameters after one optimiser step on `batch` from the loaded weights and zero moments, by Hugging Face name.
@@ -176,13 +189,23 @@ def _build_gradients(
     return jax.jit(compute)
 
 
-def _build_logits(network: Network) -> Callable[[Params, DeviceBatch], jax.Array]:
-    """(A, B, S, V)."""
+def _build_logits(network: Network) -> Callable[[Params, DeviceBatch], tuple[jax.Array, _Routed | None]]:
+    """(A, B, S, V), and what routers decided if there are any."""
+    experts = network.spec.mlp.experts
 
-    def compute(params: Params, batch: DeviceBatch) -> jax.Array:
+    def compute(params: Params, batch: DeviceBatch) -> tuple[jax.Array, _Routed | None]:
         used = network.cast(params)
-        logits_ABSV: jax.Array = jax.lax.map(lambda micro: forward(network, used, micro, None), batch)
-        return logits_ABSV
+
+        def one(micro: DeviceBatch) -> tuple[jax.Array, _Routed | None]:
+            recorder = Recorder({})
+            logits_BSV = forward(network, used, micro, None, recorder)
+            if experts is None:
+                return logits_BSV, None
+            layers = recorder.records()[LAYERS]
+            return logits_BSV, _Routed(layers["router"], layers[CHOSEN])
+
+        found: tuple[jax.Array, _Routed | None] = jax.lax.map(one, batch)
+        return found
 
     return jax.jit(compute)
 
@@ -201,12 +224,29 @@ def _build_capture(network: Network) -> Callable[[Params, DeviceBatch], _Capture
 
         used = network.cast(params)
         _, points = jax.eval_shape(share, used, {})
-        offsets = jax.tree.map(lambda point: jnp.zeros(point.shape, point.dtype), points)
+        layers = {point: x for point, x in points[LAYERS].items() if point != CHOSEN}
+        offsets = jax.tree.map(lambda point: jnp.zeros(point.shape, point.dtype), points | {LAYERS: layers})
         (loss, values), (gradients, cotangents) = jax.value_and_grad(share, argnums=(0, 1), has_aux=True)(used, offsets)
         gradients = {path: gradient.astype(statistics) for path, gradient in gradients.items()}
         return _Captured(loss, gradients, values, cotangents)
 
     return jax.jit(compute)
+
+
+def _choices(routed: _Routed | None, rows: int) -> dict[str, Choices]:
+    """By point, of the rows of a batch; nothing where there are no routers."""
+    if routed is None:
+        return {}
+    logits, chosen = _to_host(routed.logits), np.asarray(routed.chosen, np.int64)
+    decided = {}
+    for layer in range(logits.shape[1]):
+        decided[f"layers.{layer}.router"] = Choices(_rows(logits[:, layer], rows), _rows(chosen[:, layer], rows))
+    return decided
+
+
+def _rows(parts: NDArray[Any], rows: int) -> NDArray[Any]:
+    """The rows of a batch from those of its micro-batches (A, B, ...), without what fills up the last one."""
+    return parts.reshape(-1, *parts.shape[2:])[:rows]
 
 
 def _to_host(x: Any) -> Array:

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import erf, expit
+from scipy.special import erf, expit, softmax
 
 from jaxllm.data.batch import Batch
 from jaxllm.families import Model
 from jaxllm.families.rope import RopeSpec, inverse_frequencies
+from jaxllm.parity.diagnose_experts import Kernels, expert_candidates
 from jaxllm.parity.tolerances import relative_error
 from jaxllm.probe import Array
 from jaxllm.state import TensorReader
@@ -84,7 +85,8 @@ class Bench:
             "value": lambda layer: self._projections("value", layer),
             "attention_output": self._attentions,
             "mlp_norm": lambda layer: self._norms("layers.mlp_norm", layer, self._at(f"layers.{layer}.attention_residual")),
-            "mlp_output": self._mlps,
+            "router": self._routers,
+            "mlp_output": self._mlps if self._spec.mlp.experts is None else self._experts,
             "mlp_output_norm": lambda layer: self._output_norms("mlp_output", layer),
             "final_norm": lambda _: self._norms("final_norm", None, self._entering(self._spec.layers)),
         }
@@ -258,7 +260,7 @@ class Bench:
 
     def _mlps(self, layer: int | None) -> Iterator[tuple[str, F64]]:
         up, down = self._weight("layers.mlp.up.kernel", layer), self._weight("layers.mlp.down.kernel", layer)
-        if up is None or down is None or self._spec.mlp.experts is not None:
+        if up is None or down is None:
             return
         x_BSE, spec = self._read_by("mlp", layer), self._spec.mlp
         x_up = x_BSE @ up + self._bias("layers.mlp.up.bias", layer)
@@ -273,6 +275,28 @@ class Bench:
                 yield "gate and up exchanged", (activation(x_up) * x_gate) @ down + bias
             if down.shape[0] == down.shape[1] and name == spec.activation:
                 yield "the transposed down weight", inner @ down.T + bias
+
+    def _routers(self, layer: int | None) -> Iterator[tuple[str, F64]]:
+        kernel = self._weight("layers.mlp.router.kernel", layer)
+        if kernel is None:
+            return
+        x_BSE = self._read_by("mlp", layer)
+        yield AS_CONFIGURED, x_BSE @ kernel
+        yield "a router that reads what has not been normalised", self._at(f"layers.{layer}.attention_residual") @ kernel
+        yield "a router that reads what attention reads", self._read_by("attention", layer) @ kernel
+        if kernel.shape[0] == kernel.shape[1]:
+            yield "the transposed router weight", x_BSE @ kernel.T
+        logits_BSX = x_BSE @ kernel
+        yield "the router's probabilities in place of its logits", softmax(logits_BSX, axis=-1)
+
+    def _experts(self, layer: int | None) -> Iterator[tuple[str, F64]]:
+        spec, weights = self._spec.mlp, [self._weight(f"layers.mlp.{name}.kernel", layer) for name in ("gate", "up", "down")]
+        gate, up, down = weights
+        if spec.experts is None or gate is None or up is None or down is None:
+            return
+        logits, kernels = self._at(f"layers.{layer}.router"), Kernels(gate, up, down)
+        x_BSE = self._read_by("mlp", layer)
+        yield from expert_candidates(spec.experts, x_BSE, logits, kernels, spec.activation, ACTIVATIONS, AS_CONFIGURED)
 
 
 def _rotated(rope: RopeSpec, x_BSHD: F64, positions_BS: NDArray[np.int64], length: int) -> F64:

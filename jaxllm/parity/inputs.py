@@ -14,11 +14,13 @@ from jaxllm.data.batch import Batch
 from jaxllm.data.fields import EXAMPLE_OBJECTIVES
 from jaxllm.data.pipeline import BatchPipeline
 from jaxllm.data.prepare import PreparedData
+from jaxllm.families import ModelSpec
 
 ROWS = 4
 """Sequences of one comparison, unless the run's global batch is smaller."""
 
 _SEARCHED = 64
+_CHOSEN = 0.15  # share of the tokens that a masked language model predicts
 
 
 def one_pass_config(config: RunConfig) -> RunConfig:
@@ -49,13 +51,41 @@ def data_inputs(config: RunConfig, data: PreparedData, vocab_size: int) -> dict[
     }
 
 
-def random_inputs(config: RunConfig, vocab_size: int) -> dict[str, Batch]:
-    """The inputs of a model that comes without data: random tokens, packed as three documents a row and padded."""
+def random_inputs(config: RunConfig, spec: ModelSpec) -> dict[str, Batch]:
+    """The inputs of a model that comes without data: random tokens, padded, and packed as three documents a row.
+
+    Where outputs are for whole rows, a row is one text, and instead of the packed one there is a full one.
+    """
     rows, length = config.training.global_batch, config.data.sequence_length
-    tokens = random_tokens(config, vocab_size)
-    packed = _documents(rows, length, (length // 3, length // 2, length))
+    whole = spec.head.kind == "sequence-classification"
+    filled = _documents(rows, length, (length,) if whole else (length // 3, length // 2, length))
     padded = _documents(rows, length, (max(length * 3 // 4, 2),))
-    return {"random tokens, packed": with_tokens(packed, tokens), "random tokens, padded": with_tokens(padded, tokens)}
+    layouts = {"full" if whole else "packed": filled, "padded": padded}
+    return {f"random tokens, {name}": _with_random_targets(batch, config, spec) for name, batch in layouts.items()}
+
+
+def _with_random_targets(batch: Batch, config: RunConfig, spec: ModelSpec) -> Batch:
+    """The documents filled with random tokens, and with targets for the model's head."""
+    random, head = np.random.default_rng(config.seed + 1), spec.head
+    filled = with_tokens(batch, random_tokens(config, spec.vocab_size))
+    real_BS, shape = batch.segments > 0, batch.inputs.shape
+    if head.kind == "masked-lm":
+        chosen_BS = real_BS & (random.random(shape) < _CHOSEN)
+        targets_BS = np.where(chosen_BS, random.integers(0, spec.vocab_size, shape, np.int32), np.int32(0))
+        return replace(filled, targets=targets_BS, weights=chosen_BS.astype(np.float32))
+    if head.kind == "token-classification":
+        labels_BS = np.where(real_BS, random.integers(0, head.outputs, shape, np.int32), np.int32(0))
+        return replace(filled, targets=labels_BS, weights=real_BS.astype(np.float32))
+    if head.kind != "sequence-classification":
+        return filled
+    outputs = (batch.rows, 1 if head.loss == "cross-entropy" else head.outputs)
+    targets: NDArray[Any] = random.integers(0, head.outputs if head.loss == "cross-entropy" else 2, outputs, np.int32)
+    if head.loss == "binary-cross-entropy":
+        targets = targets.astype(np.float32)
+    elif head.loss == "squared-error":
+        targets = random.standard_normal(outputs, np.float32)
+    types_BS = np.where(real_BS, np.arange(shape[1]) * 2 // shape[1] % max(spec.token_types, 1), 0).astype(np.int32)
+    return replace(filled, targets=targets, weights=np.ones(outputs, np.float32), token_types=types_BS)
 
 
 def with_tokens(batch: Batch, tokens_BS: NDArray[np.int32]) -> Batch:

@@ -23,8 +23,9 @@ from jaxllm.families import flatten
 from jaxllm.families.initialization import Initializer, initial_values
 from jaxllm.parity.inputs import counted, data_inputs, one_pass_config, random_inputs
 from jaxllm.parity.results import Check
+from jaxllm.parity.routing import decisions
 from jaxllm.parity.tolerances import TOLERANCES, gradient_error, has_gradient, relative_error
-from jaxllm.probe import Array, Pass
+from jaxllm.probe import Array, Pass, Probe
 from jaxllm.run import Run, on_one_device
 from jaxllm.state import Progress, TensorReader, TrainingState, read_state, write_state
 from jaxllm.state.initial import initial_weights
@@ -166,7 +167,7 @@ class OnePass:
     def of_model(cls, run: Run) -> OnePass:
         """The comparison of a model without data, on random tokens."""
         small = on_one_device(replace(run, config=one_pass_config(run.config)))
-        return cls(small, random_inputs(small.config, small.model.spec.vocab_size))
+        return cls(small, random_inputs(small.config, small.model.spec))
 
     @cached_property
     def weights(self) -> TensorReader:
@@ -175,13 +176,26 @@ class OnePass:
 
     @cached_property
     def passes(self) -> Mapping[BackendName, Mapping[str, Pass]]:
-        """Backend -> input -> pass."""
-        return {name: self._passes(name) for name in BACKENDS}
+        """Backend -> input -> pass.
 
-    def _passes(self, name: BackendName) -> Mapping[str, Pass]:
+        Where routers of the reference choose other experts, both passes are taken again, in which it makes JAX's choices; what
+        it would have chosen is in the pass, and judged by the level `forward`.  Then JAX's loss, gradients and choices come
+        from one program (`capture`): a tie may fall differently in two.  bf16 is full of ties: choices are left alone.
+        """
+        found = {label: probe.passes(batch) for probe in [self._probe(_OTHER)] for label, batch in self.inputs.items()}
+        probe, wanted = self._probe(_REFERENCE), {}  # JAX's weights are gone by now
+        for label, batch in self.inputs.items():
+            wanted[label] = probe.passes(batch)
+            differ = decisions(batch, found[label].choices, wanted[label].choices).different
+            if differ and self.run.config.training.precision != "bf16":
+                found[label] = self._probe(_OTHER).passes(batch, capture=True)
+                wanted[label] = probe.passes(batch, capture=True, choices=found[label].choices)
+        return {_OTHER: found, _REFERENCE: wanted}
+
+    def _probe(self, name: BackendName) -> Probe:
         probe = create_probe(name)
         probe.load(self.run, self.weights)
-        return {label: probe.passes(batch) for label, batch in self.inputs.items()}
+        return probe
 
     def pairs(self) -> Iterator[tuple[str, Batch, Pass, Pass]]:
         """Input, batch, the pass of JAX, the pass of the transformers model."""
@@ -190,10 +204,15 @@ class OnePass:
 
 
 def forward(one_pass: OnePass) -> Iterator[Check]:
-    """Logits at every token that is not padding, and the loss."""
+    """Experts that routers choose, logits at every token that is not padding, and the loss."""
     precision = one_pass.run.config.training.precision
     bound = TOLERANCES[precision].value
     for label, batch, found, wanted in one_pass.pairs():
+        if wanted.choices:
+            decided = decisions(batch, found.choices, wanted.choices)
+            name = f"experts that routers choose, {label}" + (f": {decided}, ties to within" if decided.different else "")
+            detail = {"input": label, "choices": decided.total, "different": decided.different}
+            yield Check("forward", precision, name, decided.gap, bound, detail)
         real = counted(batch, wanted.logits)
         error = relative_error(found.logits[real], wanted.logits[real])
         yield Check("forward", precision, f"logits, {label}", error, bound, {"input": label})

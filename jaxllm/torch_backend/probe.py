@@ -13,11 +13,13 @@ from jaxllm.config.schema import BackendName
 from jaxllm.data.batch import Batch
 from jaxllm.errors import BackendError
 from jaxllm.families import ModulePoint, module_points
-from jaxllm.probe import Array, Pass
+from jaxllm.probe import Array, Choices, Pass
 from jaxllm.run import Run
 from jaxllm.state.initial import check_shapes
 from jaxllm.state.training_state import TensorReader
 from jaxllm.torch_backend.capture import capture as capture_points
+from jaxllm.torch_backend.choices import Recorded
+from jaxllm.torch_backend.choices import choices as record_choices
 from jaxllm.torch_backend.engine import PlainEngine
 from jaxllm.torch_backend.group import alone
 from jaxllm.torch_backend.mesh import single
@@ -57,30 +59,36 @@ class TorchProbe:
         load_params(engine.store, params)
         self._loaded = run, engine
 
-    def passes(self, batch: Batch, *, capture: bool = False) -> Pass:
+    def passes(self, batch: Batch, *, capture: bool = False, choices: Mapping[str, Choices] | None = None) -> Pass:
         """Forward and backward over all rows; gradients and cotangents are those of the mean loss over target tokens.
 
-        Where the run's loss is in chunks of tokens, the logits are of a forward pass of their own.
+        choices: what the routers choose instead of what they would; the pass has what they would.  Where
+        the run's loss is in chunks of tokens, the logits are of a forward pass of their own.
         """
         run, engine = self._model
         loop = self._loop(batch)
         if not capture and loop.chunk_of(min(loop.plan.micro_batch, batch.rows) * batch.sequence_length):
-            logits = loop.evaluate([batch], outputs=True).outputs
+            with record_choices(run.model, engine.model, choices):
+                logits = loop.evaluate([batch], outputs=True).outputs
             assert logits is not None  # noqa: S101 - asked for
-            return Pass(loss=self._accumulate(batch), logits=logits, gradients=_arrays(engine.take_gradients()))
+            with record_choices(run.model, engine.model, choices) as chosen:
+                loss = self._accumulate(batch)
+            decided = _choices(chosen, batch.rows)
+            return Pass(loss=loss, logits=logits, gradients=_arrays(engine.take_gradients()), choices=decided)
         points = {**module_points(run.model), **_LOGITS} if capture else _LOGITS
-        with capture_points(engine.model, points, gradients=capture) as recording:
+        with (
+            record_choices(run.model, engine.model, choices) as chosen,
+            capture_points(engine.model, points, gradients=capture) as recording,
+        ):
             loss = self._accumulate(batch, whole=capture)
-        values = _arrays(recording.values())
-        cotangents = _arrays(recording.cotangents()) if capture else {}
-        if capture:
-            cotangents["logits"] = _per_target(cotangents["logits"])
+        values = _by_row(recording.values(), batch.rows)
         return Pass(
             loss=loss,
-            logits=_per_target(values["logits"]),
+            logits=values["logits"],
             gradients=_arrays(engine.take_gradients()),
-            values={**values, "logits": _per_target(values["logits"])} if capture else {},
-            cotangents=cotangents,
+            values=values if capture else {},
+            cotangents=_by_row(recording.cotangents(), batch.rows) if capture else {},
+            choices=_choices(chosen, batch.rows),
         )
 
     def after_step(self, batch: Batch, hyper: Hyper) -> Mapping[str, Array]:
@@ -122,9 +130,16 @@ def _kept(store: Store) -> Iterator[None]:
         store.publish()
 
 
-def _per_target(outputs: Array) -> Array:
-    """(B, T, L), with T = 1 for a model with outputs for whole rows."""
-    return outputs if outputs.ndim == 3 else outputs[:, None]
+def _choices(recorded: Recorded, rows: int) -> dict[str, Choices]:
+    """By point, of the rows of a batch."""
+    logits = _by_row({point: recorded.logits(point) for point in recorded.points()}, rows)
+    chosen = {point: recorded.chosen(point).cpu().numpy() for point in recorded.points()}
+    return {point: Choices(x, chosen[point].reshape(*x.shape[:2], -1)) for point, x in logits.items()}
+
+
+def _by_row(tensors: Mapping[str, torch.Tensor], rows: int) -> dict[str, Array]:
+    """(B, T, ...), where modules compute with (B T, ...): routers, and with T = 1 outputs for whole rows."""
+    return {name: _array(x.reshape(rows, -1, x.shape[-1]) if x.ndim == 2 else x) for name, x in tensors.items()}
 
 
 def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, Array]:

@@ -23,17 +23,21 @@ class Routing:
         assert experts is not None  # noqa: S101 - asked by `attach_routing`
         self._experts = experts
         self._layers = model.spec.layers
-        self._logits: list[torch.Tensor] = []
+        self._decided: list[tuple[torch.Tensor, torch.Tensor]] = []  # (T, X) logits and (T, K) chosen experts
         self._sums: torch.Tensor | None = None
-        module.register_forward_pre_hook(lambda *_: self._logits.clear())
+        module.register_forward_pre_hook(lambda *_: self._decided.clear())
         for layer in range(self._layers):
             router = module.get_submodule(f"model.layers.{layer}.mlp.gate")
-            router.register_forward_hook(lambda _, __, output: self._logits.append(output[0]))
+            router.register_forward_hook(lambda _, __, output: self._decided.append((output[0], output[2])))
 
     @property
     def logits(self) -> tuple[torch.Tensor, ...]:
         """(T, X) of every layer, of the forward pass just done."""
-        return tuple(self._logits[: self._layers])  # activation checkpointing runs the layers once more, later
+        return tuple(logits for logits, _ in self._of_layers)
+
+    @property
+    def _of_layers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return self._decided[: self._layers]  # activation checkpointing runs the layers once more, later
 
     def loss_sum(self, real_BS: torch.Tensor, target_tokens: torch.Tensor, mesh: Mesh) -> torch.Tensor | float:
         """This process's part of the coefficient times the load-balancing loss times target tokens (collective).
@@ -47,17 +51,16 @@ class Routing:
         mask_T1 = real_BS.reshape(-1, 1)
         probabilities = [torch.softmax(each.to(torch.promote_types(each.dtype, torch.float32)), -1) for each in self.logits]
         probability_X = torch.stack([(each * mask_T1).sum(0) for each in probabilities]).sum(0)
-        chosen_X = torch.stack([self._chosen(each.detach(), real_BS) for each in probabilities]).sum(0)
+        chosen_X = torch.stack([self._counts(chosen_TK, real_BS) for _, chosen_TK in self._of_layers]).sum(0)
         chosen_X, decisions, targets = self._reduced(chosen_X, real_BS, target_tokens, mesh)
         factor_X = self._experts.balance * self._experts.count * chosen_X * targets / decisions**2
         return (factor_X.to(probability_X.dtype) * probability_X).sum()
 
-    def _chosen(self, probabilities_TX: torch.Tensor, real_BS: torch.Tensor) -> torch.Tensor:
+    def _counts(self, chosen_TK: torch.Tensor, real_BS: torch.Tensor) -> torch.Tensor:
         """(X,) how many real tokens chose each expert."""
-        per_token = self._experts.per_token
-        chosen_TK = torch.topk(probabilities_TX, per_token, dim=-1).indices
         counts_X = torch.zeros(self._experts.count, dtype=torch.float64, device=real_BS.device)
-        return counts_X.index_add_(0, chosen_TK.reshape(-1), real_BS.reshape(-1).double().repeat_interleave(per_token))
+        weights_A = real_BS.reshape(-1).double().repeat_interleave(self._experts.per_token)
+        return counts_X.index_add_(0, chosen_TK.reshape(-1), weights_A)
 
     def _reduced(
         self, chosen_X: torch.Tensor, real_BS: torch.Tensor, target_tokens: torch.Tensor, mesh: Mesh
@@ -76,9 +79,9 @@ class Routing:
         count = self._experts.count
         sums = torch.zeros(2 * count + 2, dtype=torch.float64, device=real_BS.device)
         real_T = real_BS.reshape(-1).double()
-        for logits_TX in self.logits:
+        for logits_TX, chosen_TK in self._of_layers:
             probabilities_TX = torch.softmax(logits_TX.double(), dim=-1)
-            sums[:count] += self._chosen(probabilities_TX, real_BS)
+            sums[:count] += self._counts(chosen_TK, real_BS)
             sums[count : 2 * count] += (probabilities_TX * real_T[:, None]).sum(0)
             sums[-2] -= (torch.special.xlogy(probabilities_TX, probabilities_TX).sum(-1) * real_T).sum()
             sums[-1] += real_T.sum()

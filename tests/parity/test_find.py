@@ -72,12 +72,39 @@ def _spec(**changes: Any) -> Callable[[Model], Model]:
     return changed
 
 
-def _transposed(name: str) -> Callable[[Held], Held]:
-    def transpose(held: Held) -> Held:
-        held.tensors[name] = held.tensors[name].T.copy()
+def _experts(**changes: Any) -> Callable[[Model], Model]:
+    def changed(model: Model) -> Model:
+        assert model.spec.mlp.experts is not None
+        return _spec(mlp={"experts": replace(model.spec.mlp.experts, **changes)})(model)
+
+    return changed
+
+
+def _tensor(name: str, change: Callable[[Any], Any]) -> Callable[[Held], Held]:
+    def changed(held: Held) -> Held:
+        held.tensors[name] = np.ascontiguousarray(change(held.tensors[name]))
         return held
 
-    return transpose
+    return changed
+
+
+def _transposed(name: str) -> Callable[[Held], Held]:
+    return _tensor(name, lambda tensor: np.swapaxes(tensor, -1, -2))
+
+
+def _halves_exchanged(tensor: Any) -> Any:
+    """Gate and up of every expert, (X, 2 M, E)."""
+    return np.roll(tensor, tensor.shape[1] // 2, axis=1)
+
+
+def _in_turns(tensor: Any) -> Any:
+    """Gate and up of every expert, (X, 2 M, E), as a reader takes them that expects 2i to be gate's and 2i + 1 up's."""
+    return np.concatenate([tensor[:, ::2], tensor[:, 1::2]], axis=1)
+
+
+def _next(tensor: Any) -> Any:
+    """Every expert with the weights of the next one."""
+    return np.roll(tensor, -1, axis=0)
 
 
 def _shifted(batch: Batch) -> Batch:
@@ -167,13 +194,57 @@ FAULTS: dict[str, tuple[str, Callable[[], Faulty], str, str]] = {
 }
 
 
+GATE_UP, DOWN = "model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"
+EXPERT_FAULTS: dict[str, tuple[str, dict[str, Any], dict[str, Change], str]] = {
+    "a router without renormalisation": (
+        "qwen3_moe",
+        {},
+        {"model": _experts(normalised=False)},
+        "router weights that are not divided by their sum",
+    ),
+    "a renormalisation that is not wanted": (
+        "qwen3_moe",
+        {"norm_topk_prob": False},
+        {"model": _experts(normalised=True)},
+        "router weights divided by their sum",
+    ),
+    "one expert too many": ("mixtral", {}, {"model": _experts(per_token=3)}, "3 experts for each token"),
+    "one expert too few": ("qwen3_moe", {}, {"model": _experts(per_token=2)}, "2 experts for each token"),
+    "gate and up exchanged": ("mixtral", {}, {"weights": _tensor(GATE_UP, _halves_exchanged)}, "gate and up exchanged"),
+    "gate and up in turns": (
+        "qwen3_moe",
+        {},
+        {"weights": _tensor(GATE_UP, _in_turns)},
+        "gate and up weights taken in turns (2i, 2i + 1)",
+    ),
+    "a transposed expert weight": (
+        "mixtral",
+        {"intermediate_size": 32},
+        {"weights": _transposed(DOWN)},
+        "the transposed down weight of every expert",
+    ),
+    "experts off by one": (
+        "qwen3_moe",
+        {},
+        {"weights": lambda held: _tensor(DOWN, _next)(_tensor(GATE_UP, _next)(held))},
+        "the next expert instead of the chosen one",
+    ),
+    "an activation of another kind": (
+        "mixtral",
+        {},
+        {"model": _spec(mlp={"activation": "gelu_tanh"})},
+        "the activation gelu_tanh",
+    ),
+}
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def _find(family: str, cache: Path, faulty: Faulty, precision: Precision = "fp64") -> Finding:
-    examined = subject(family, cache)
+def _find(family: str, cache: Path, faulty: Faulty, precision: Precision = "fp64", **changes: Any) -> Finding:
+    examined = subject(family, cache, **changes)
     return find(examined.in_precision(precision), examined.data, precision, probes=(faulty, create_probe("deepspeed")))
 
 
@@ -192,6 +263,18 @@ def _assert_found(finding: Finding, where: str, diagnosis: str) -> None:
 def test_a_planted_fault_is_found_and_named(fault: str, cache: Path) -> None:
     family, plant, where, diagnosis = FAULTS[fault]
     _assert_found(_find(family, cache, plant()), where, diagnosis)
+
+
+@pytest.mark.parametrize("fault", EXPERT_FAULTS)
+def test_a_fault_of_a_mixture_of_experts_is_found_and_named(fault: str, cache: Path) -> None:
+    family, changes, plant, diagnosis = EXPERT_FAULTS[fault]
+    _assert_found(_find(family, cache, Faulty(**plant), **changes), "layers.0.mlp_output", f"JAX computes {diagnosis}")
+
+
+def test_a_fault_of_a_router_is_found_before_its_experts(cache: Path) -> None:
+    faulty = Faulty(weights=_transposed("model.layers.0.mlp.gate.weight"))
+    finding = _find("mixtral", cache, faulty, num_local_experts=32)  # as many as the hidden size
+    _assert_found(finding, "layers.0.router", "JAX computes the transposed router weight")
 
 
 def test_a_swapped_rope_layout_is_found_and_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

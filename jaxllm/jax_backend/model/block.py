@@ -80,4 +80,4 @@ class Block(nnx.Module):
         if isinstance(self.mlp, Mlp):
             return self.mlp(x_BSE, context.key, context.visibility.query_index), None
         segments_BS = context.visibility.query_segments
-        return self.mlp(x_BSE, None if segments_BS is None else segments_BS > 0)
+        return self.mlp(x_BSE, None if segments_BS is None else segments_BS > 0, context.tap)

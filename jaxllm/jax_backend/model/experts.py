@@ -10,7 +10,7 @@ Shape legend: B batch, S sequence, E hidden, X experts, K experts per token, M s
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,12 @@ from jaxllm.jax_backend.model.linear import Linear
 from jaxllm.jax_backend.model.mlp import ACTIVATIONS
 from jaxllm.jax_backend.model.parameter import parameter
 from jaxllm.jax_backend.model.runtime import Runtime
+from jaxllm.jax_backend.model.tap import NO_TAP, Tap
 from jaxllm.jax_backend.sharding import LOGICAL_AXES
 from jaxllm.metrics.routing import BALANCE_LOSS, ENTROPY, LARGEST_LOAD, SMALLEST_LOAD
+
+CHOSEN: Final = "chosen_experts"
+"""What a tap sees of a router's decision: numbers of experts, which have no gradient and are no point of `jaxllm.probe`."""
 
 
 class Routing(NamedTuple):
@@ -83,13 +87,14 @@ class Experts(nnx.Module):
         self.activation = spec.activation
         self.runtime = runtime
 
-    def __call__(self, x_BSE: jax.Array, counts_BS: jax.Array | None) -> tuple[jax.Array, Routing | None]:
+    def __call__(self, x_BSE: jax.Array, counts_BS: jax.Array | None, tap: Tap = NO_TAP) -> tuple[jax.Array, Routing | None]:
         """counts_BS: which tokens count in what is reported; None: nothing is reported."""
         constrain, policy = self.runtime.layout.constrain, self.runtime.policy
         x_BSE = constrain(x_BSE, "batch", "sequence", "hidden")
-        logits_BSX = constrain(self.router(x_BSE), "batch", "sequence", None).astype(policy.statistics)
+        logits_BSX = tap("router", constrain(self.router(x_BSE), "batch", "sequence", None)).astype(policy.statistics)
         probabilities_BSX = jax.nn.softmax(logits_BSX, axis=-1)
         weights_BSK, chosen_BSK = jax.lax.top_k(probabilities_BSX, self.spec.per_token)
+        chosen_BSK = tap(CHOSEN, chosen_BSK)
         if self.spec.normalised:
             weights_BSK = weights_BSK / jnp.sum(weights_BSK, axis=-1, keepdims=True)
         if self.spec.rounds_weights:

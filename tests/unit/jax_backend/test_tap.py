@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxllm.jax_backend.model.experts import CHOSEN
 from jaxllm.jax_backend.model.stack import stretches
 from jaxllm.jax_backend.model.tap import NO_TAP, Recorder, Tap
 from jaxllm.jax_backend.optimizer import step_scalars
@@ -41,7 +42,8 @@ def test_taps_leave_no_trace_in_the_training_program(family, remat, start, monke
     monkeypatch.setattr(Tap, "__call__", nothing)
     started, wanted = train_program(start, family, remat)
     assert str(shipped) == str(wanted)
-    assert passed == {"embedding", *layer_points(started.network.spec), "final_norm", "logits"}
+    decisions = set() if started.network.spec.mlp.experts is None else {CHOSEN}
+    assert passed == {"embedding", *layer_points(started.network.spec), "final_norm", "logits"} | decisions
     weights = [path for path in started.network.shapes if path.startswith("layers.")]
     for stretch in stretches(started.network.spec.attentions):
         scans = [scan for scan in _scans(shipped.jaxpr) if scan.params["length"] == stretch.repeats]
