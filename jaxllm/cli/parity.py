@@ -157,12 +157,13 @@ def _compare(subject: Subject, wanted: Options, folder: Path) -> Report:
 def _compare_model(folder: Path) -> Report:
     from rich.console import Console
 
-    from jaxllm.parity.checkpoint import compare_folder
+    from jaxllm.parity.checkpoint import Checkpoint
     from jaxllm.parity.report import Terminal
 
-    terminal = Terminal(Console())
-    terminal.begin(f"{folder}: JAX against transformers")
-    return _show(terminal, compare_folder(folder), folder.name, "checkpoint", 0, ())
+    checkpoint, terminal = Checkpoint.open(folder), Terminal(Console())
+    family, head = checkpoint.model.family, checkpoint.model.spec.head.kind
+    terminal.begin(f"{folder}: {family} for {head}, JAX against transformers")
+    return _show(terminal, checkpoint.compare(), folder.name, family, 0, checkpoint.notes)
 
 
 def _show(

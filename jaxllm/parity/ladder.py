@@ -53,12 +53,12 @@ def check_fits(runs: Runs, extent: Extent) -> list[str]:
 def _one_step(subject: Subject, precision: Precision) -> Iterator[Measurement]:
     """Levels 1 to 4, in this process."""
     from jaxllm.parity import levels
+    from jaxllm.parity.referee import refereed
 
     run = subject.in_precision(precision)
     yield from levels.weights(run)
     one_pass = levels.OnePass.of_run(run, subject.data)
-    yield from levels.forward(one_pass)
-    yield from levels.backward(one_pass)
+    yield from refereed(one_pass, lambda: levels.OnePass.of_run(subject.in_precision("fp64"), subject.data))
     yield from levels.optimizer(one_pass)
 
 

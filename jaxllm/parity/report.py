@@ -23,6 +23,11 @@ AMPLIFIES = (
     "order. It says nothing about the backends; compare fewer steps (--steps), or a lower optimizer.learning_rate."
 )
 
+REFEREED = (
+    "fp64 is the referee: see `referee`, how far each backend is from itself in fp64. Two that are as far from it as from each "
+    "other differ by rounding, which this model amplifies; one that is much further away loses digits where the other does not."
+)
+
 _WIDTHS = {"precision": 5, "level": 10, "measured": 9, "bound": 8, "verdict": 4}
 # Columns are two apart.
 _FIXED = sum(_WIDTHS.values()) + 2 * len(_WIDTHS)
@@ -51,6 +56,7 @@ class Terminal:
         if check.level in ("backward", "optimizer") and "parameter" in check.detail:
             self._parameters.append(check)
             return
+        self.flush()
         self._row(check)
 
     def finish(self, report: Report) -> None:
@@ -63,6 +69,8 @@ class Terminal:
             self.console.print("nothing was checked", style="bold red")
         elif failed:
             self.console.print(f"FAILED: {len(failed)} of {len(report.checks)} checks broke their bound", style="bold red")
+            if any(check.detail.get("referee") for check in report.checks):
+                self.console.print(REFEREED)
             if any(check.detail.get("amplifies") for check in report.checks):
                 self.console.print(AMPLIFIES)
             else:

@@ -19,7 +19,8 @@ from jaxllm.config.schema import Precision
 class Tolerance:
     """Bounds of one precision.
 
-    value: logits, loss and every gradient of one pass.  trajectory_loss, trajectory_parameters: over 1,000 AdamW steps, also
+    value: logits, loss and every gradient of one pass; for the gradient of an idle parameter see `gradient_error`.
+    trajectory_loss, trajectory_parameters: over 1,000 AdamW steps, also
     between meshes, ZeRO stages, process counts and with a switch of backend on the way.
     """
 
@@ -52,14 +53,20 @@ def has_gradient(size: ArrayLike, largest: float) -> NDArray[np.bool_]:
 
 
 def gradient_error(value: ArrayLike, reference: ArrayLike, largest: float, *, idle: bool) -> float:
-    """`relative_error` of a gradient; of an idle parameter's, which is zero but for rounding, in units of the model's largest.
+    """`relative_error` of a gradient; of an idle parameter's, how far it is from zero in units of the model's largest.
 
     largest: magnitude among all gradients of the model.
+
+    idle (`WeightRule.idle`): the gradient is zero mathematically.  The case that exists is the bias of BERT's keys, GPT-2's
+    case above in a tensor of its own.  Two rounding errors have nothing in common, so that their difference relative to one
+    of them says nothing.  What can be said is more than that both are alike: each is zero, beside the gradients that it is
+    what is left of.  That holds both sides to the same bound as any other gradient, and finds an error in either, in both
+    alike, and a parameter that is called idle and is not.
     """
     if not idle:
         return relative_error(value, reference)
-    found, wanted = np.asarray(value, np.float64), np.asarray(reference, np.float64)
-    return float(max(np.abs(found).max(initial=0.0), np.abs(wanted).max(initial=0.0)) / largest)
+    size = max(float(np.max(np.abs(np.asarray(each, np.float64)), initial=0.0)) for each in (value, reference))
+    return size / largest if largest else size
 
 
 def relative_error(value: ArrayLike, reference: ArrayLike) -> float:

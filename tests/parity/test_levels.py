@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from jaxllm.config.schema import Precision
 from jaxllm.errors import JaxllmError
 from jaxllm.parity import levels
-from jaxllm.parity.checkpoint import compare_folder
-from tests.parity.subjects import MODELS, subject
+from jaxllm.parity.checkpoint import Checkpoint
+from tests.parity.subjects import MODELS, WELL_CONDITIONED, subject
+from tests.parity.tasks import MODELS as ENCODERS
+from tests.parity.tasks import subject as encoder_subject
 
 PRECISIONS: tuple[Precision, ...] = ("fp64", "fp32")
 EVERY_FAMILY = [
@@ -32,7 +38,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("family", "precision"), EVERY_FAMILY)
 def test_one_pass_and_one_step_are_within_the_bounds(family: str, precision: Precision, cache: Path) -> None:
-    examined = subject(family, cache)
+    examined = subject(family, cache, **(WELL_CONDITIONED if precision == "fp32" else {}))
     one_pass = levels.OnePass.of_run(examined.in_precision(precision), examined.data)
     assert one_pass.inputs.keys() == INPUTS
     forward, backward = list(levels.forward(one_pass)), list(levels.backward(one_pass))
@@ -69,21 +75,88 @@ def test_weights_and_moments_travel_bit_for_bit(family: str, precision: Precisio
         assert check.measured == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_checkpoint_is_compared_in_fp64_and_in_its_own_dtype(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _save(folder: Path, architecture: str, family: str, dtype: torch.dtype = torch.float32, **keys: Any) -> None:
+    """A tiny model as transformers saves it."""
+    models = MODELS | ENCODERS
+    described = {key: value for key, value in models[family].items() if key != "family"}
+    config = transformers.AutoConfig.for_model(family, vocab_size=320, **described, **keys)
+    getattr(transformers, architecture)._from_config(config, dtype=dtype).save_pretrained(folder)
 
-    keys = {key: value for key, value in MODELS[family].items() if key != "family"}
-    config = AutoConfig.for_model(family, vocab_size=320, **keys)
-    AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(tmp_path)
-    checks = list(compare_folder(tmp_path))
+
+@pytest.mark.parametrize(
+    ("architecture", "family", "dtype", "keys"),
+    [
+        ("LlamaForCausalLM", "llama", torch.float32, {}),
+        ("LlamaForCausalLM", "llama", torch.bfloat16, {}),
+        ("GPT2LMHeadModel", "gpt2", torch.float32, {}),
+        ("GPT2LMHeadModel", "gpt2", torch.bfloat16, {}),
+        ("MixtralForCausalLM", "mixtral", torch.float32, {}),
+        ("BertForMaskedLM", "bert", torch.float32, {}),
+        ("BertForMaskedLM", "bert", torch.bfloat16, {}),
+        ("BertForSequenceClassification", "bert", torch.float32, {"num_labels": 3}),
+        ("RobertaForSequenceClassification", "roberta", torch.float32, {"num_labels": 1}),
+        (
+            "RobertaForSequenceClassification",
+            "roberta",
+            torch.float32,
+            {"num_labels": 4, "problem_type": "multi_label_classification"},
+        ),
+        ("RobertaForTokenClassification", "roberta", torch.float32, {}),
+    ],
+)
+def test_a_checkpoint_is_compared_in_fp64_and_in_its_own_dtype(
+    architecture: str, family: str, dtype: torch.dtype, keys: dict[str, Any], tmp_path: Path
+) -> None:
+    _save(tmp_path, architecture, family, dtype, **keys)
+    checkpoint = Checkpoint.open(tmp_path)
+    checks = list(checkpoint.compare())
+    assert checkpoint.notes == ()
+    assert checkpoint.model.huggingface_config["architectures"] == [architecture]
     assert {check.precision for check in checks} == {"fp64", "fp32" if dtype == torch.float32 else "bf16"}
     assert {check.level for check in checks} == {"forward", "backward"}
+    assert any(check.measured > 0 for check in checks)
     for check in checks:
         assert check.passed, (check.name, check.measured, check.bound)
 
 
+def test_a_checkpoint_with_weights_too_many_says_which(tmp_path: Path) -> None:
+    _save(tmp_path, "BertForPreTraining", "bert")
+    written = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**written, "architectures": ["BertForMaskedLM"]}))
+    (note,) = Checkpoint.open(tmp_path).notes
+    assert "holds weights that this model does not have" in note
+    assert "cls.seq_relationship.weight" in note
+
+
+def test_a_head_that_jaxllm_lacks_is_one_sentence(tmp_path: Path) -> None:
+    _save(tmp_path, "BertForPreTraining", "bert")
+    with pytest.raises(JaxllmError, match="BertForPreTraining is no head of family bert; use one of BertForMaskedLM"):
+        Checkpoint.open(tmp_path)
+
+
 def test_a_folder_that_is_no_checkpoint_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(JaxllmError, match=r"config\.json"):
-        list(compare_folder(tmp_path))
+        Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize(("precision", "planted"), [("fp64", 1e-11), ("fp32", 1e-4)])
+def test_an_error_in_a_gradient_that_is_zero_is_seen(precision: Precision, planted: float, cache: Path) -> None:
+    """BERT's key bias: what is planted is small beside the model's gradients, and large beside the rounding."""
+    examined = encoder_subject("bert", "masked-lm", cache / "encoder")
+    one_pass = levels.OnePass.of_run(examined.in_precision(precision), examined.data)
+    name, label = "bert.encoder.layer.1.attention.self.key.bias", "packed text"
+    assert all(check.passed for check in levels.backward(one_pass))
+    wanted = one_pass.passes["deepspeed"][label]
+    error = planted * levels.largest_gradient(wanted)
+    for faulty in ({"jax"}, {"deepspeed"}, {"jax", "deepspeed"}):  # both: a bias that is not idle at all
+        passes = {side: dict(found) for side, found in one_pass.passes.items()}
+        for side in faulty:
+            gradients = dict(passes[side][label].gradients)
+            gradients[name] = gradients[name].copy()
+            gradients[name][3] += error
+            passes[side][label] = replace(passes[side][label], gradients=gradients)
+        vars(one_pass)["passes"], kept = passes, one_pass.passes
+        failed = [check for check in levels.backward(one_pass) if not check.passed]
+        vars(one_pass)["passes"] = kept
+        assert [(check.detail["parameter"], check.detail["input"]) for check in failed] == [(name, label)]
+        assert failed[0].measured == pytest.approx(planted, rel=0.1)
