@@ -162,35 +162,3 @@ def test_recomputing_saves_fewer_activations():
 
     none, full, dots = (saved_bytes(remat) for remat in ("none", "full", "dots"))
     assert full < dots < none
-
-
-def _dtypes(jaxpr: jax.extend.core.Jaxpr) -> set[tuple[str, str]]:
-    """(primitive, floating dtype) of every value a jaxpr computes, those of inner jaxprs included."""
-    found = set()
-    for equation in jaxpr.eqns:
-        for variable in equation.outvars:
-            dtype = getattr(variable.aval, "dtype", None)
-            if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
-                found.add((equation.primitive.name, str(dtype)))
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                found |= _dtypes(inner)
-    return found
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_nothing_in_the_float64_step_is_narrower(start, family):
-    run = cases.make_run(cases.FAMILIES[family], training={"precision": "fp64", "micro_batch": 8})
-    backend = start(run)
-    inner = backend._started
-    from jaxllm.jax_backend.optimizer import step_scalars
-
-    scalars = step_scalars(cases.hyper_of(0, run), run.config.optimizer, np.dtype(np.float64))
-    batch = inner.feed(cases.make_batch())
-    traced = jax.make_jaxpr(inner.train_step)(inner.params, inner.moments, batch, scalars, np.uint32(0))
-    found = _dtypes(traced.jaxpr)
-    assert ("dot_general", "float64") in found
-    # The loss weights of a batch are float32; slicing them into micro-batches is all that happens to them before they widen.
-    moved = {"slice", "squeeze", "reshape", "scan", "jit", "pjit", "copy", "dynamic_slice", "gather"}
-    assert {(name, dtype) for name, dtype in found if dtype != "float64" and name not in moved} == set()
