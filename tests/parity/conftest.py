@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from jaxllm.config.schema import BackendName, Precision
-from tests.parity.trajectories import FAMILIES, MESHES, ONE, Trained, make_run, train
+from tests.parity.trajectories import FAMILIES, KINDS, MESHES, ONE, Trained, make_run, train
 
 STEPS = 24
 
@@ -49,17 +49,17 @@ def trained() -> Run:
 @pytest.fixture(scope="session")
 def zero(tmp_path_factory: pytest.TempPathFactory) -> Zero:
     """DeepSpeed at every stage over two processes."""
-    return run_zero(tmp_path_factory.mktemp("zero"), STEPS)
+    return run_zero(tmp_path_factory.mktemp("zero"), STEPS, (*FAMILIES, *KINDS))
 
 
-def run_zero(folder: Path, steps: int) -> Zero:
-    """Start the group; it goes on with what JAX trained on a mesh."""
+def run_zero(folder: Path, steps: int, families: Sequence[str] = FAMILIES) -> Zero:
+    """Start the group; with FAMILIES it goes on with what JAX trained on a mesh."""
     from tests.parity import zero_worker
 
-    for family in FAMILIES:
+    for family in set(FAMILIES) & set(families):
         run = make_run(family, "fp32", steps, MESHES["data 2 x fsdp 2 x tensor 2"])
         train("jax", run, stop=steps // 2, keep=folder / f"switch-{family}")
-    command = [sys.executable, "-W", "error", zero_worker.__file__, str(folder), str(steps)]
+    command = [sys.executable, "-W", "error", zero_worker.__file__, str(folder), str(steps), *families]
     group = {
         **os.environ,
         "WORLD_SIZE": str(zero_worker.PROCESSES),

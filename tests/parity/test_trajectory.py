@@ -13,7 +13,7 @@ from jaxllm.config.schema import BackendName, Precision
 from jaxllm.parity.tolerances import TOLERANCES, relative_error
 from tests.golden.remake_trajectories import COMMAND, STEPS, golden_file
 from tests.parity.conftest import Run, Zero, run_zero
-from tests.parity.trajectories import CLIP_NORMS, FAMILIES, MESHES, MODELS, OTHERS, SHARING, Trained
+from tests.parity.trajectories import CLIP_NORMS, FAMILIES, KINDS, MESHES, MODELS, OTHERS, SHARING, Trained
 
 pytest.importorskip("torch", reason="the other side of every comparison")
 
@@ -67,8 +67,30 @@ def test_every_mesh_is_one_device(trained: Run, family: str, mesh: str) -> None:
     assert_same(trained("jax", family, "fp64", mesh), trained("jax", family, "fp64"), "fp64")
 
 
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(
+    "family", [*KINDS, *(pytest.param(each, marks=pytest.mark.nightly) for each in OTHERS if each not in KINDS)]
+)
+def test_every_mesh_is_one_device_for_every_family(trained: Run, family: str, mesh: str) -> None:
+    reference = trained("jax", family, "fp64", steps=STEPS)
+    assert_same(trained("jax", family, "fp64", mesh, STEPS), reference, "fp64")
+
+
+@pytest.fixture(scope="module")
+def other_zero(tmp_path_factory: pytest.TempPathFactory) -> Zero:
+    return run_zero(tmp_path_factory.mktemp("others"), STEPS, [each for each in OTHERS if each not in KINDS])
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [each for each in OTHERS if each not in KINDS])
+def test_every_zero_stage_is_jax_for_every_family(trained: Run, other_zero: Zero, family: str, stage: int) -> None:
+    assert_same(other_zero.read(f"{family}-zero{stage}"), trained("jax", family, "fp32", steps=STEPS), "fp32")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("family", [*FAMILIES, *KINDS])
 def test_every_zero_stage_is_jax(trained: Run, zero: Zero, family: str, stage: int) -> None:
     assert_same(zero.read(f"{family}-zero{stage}"), trained("jax", family, "fp32"), "fp32")
 

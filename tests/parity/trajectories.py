@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from jaxllm.backend import Backend, create_backend
 from jaxllm.config.schema import BackendName, Precision, RunConfig
 from jaxllm.data.batch import Batch, Shard
-from jaxllm.families import resolve_model
+from jaxllm.families import resolve_model, task_of
 from jaxllm.parity.tolerances import has_gradient, relative_error
 from jaxllm.run import Run
 from jaxllm.schedule import hyper
@@ -22,6 +22,16 @@ from jaxllm.state import Progress, TensorReader, TrainingState, write_state
 from tests.tiny import TINY, tiny
 
 VOCABULARY, LENGTH, ROWS = 96, 32, 8
+MASK_TOKEN = 1
+_ENCODER: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 MODELS: dict[str, dict[str, Any]] = {family: tiny(family) for family in TINY} | {
     "gemma": tiny("gemma", num_key_value_heads=2),  # a mesh cuts them in two
     "llama": {
@@ -43,11 +53,17 @@ MODELS: dict[str, dict[str, Any]] = {family: tiny(family) for family in TINY} | 
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
     },
+    "bert": {"family": "bert", **_ENCODER},
+    "roberta": {"family": "roberta", "layer_norm_eps": 1e-5, **_ENCODER},
 }
+ENCODERS = ("bert", "roberta")
+"""They predict masked tokens from both sides."""
 CLIP_NORMS = {"llama": 0.8, "gpt2": 1.0}
 """Between the norms of the first steps, so that some are clipped and some are not."""
 FAMILIES = ("llama", "gpt2")
 """They go through every mesh, ZeRO stage and switch."""
+KINDS = ("mixtral", "bert")
+"""A mixture of experts and an encoder: they go through every ZeRO stage and mesh."""
 OTHERS = tuple(family for family in MODELS if family not in FAMILIES)
 """They go through what depends on a family: training on each backend, and a switch onto a mesh."""
 EXPERTS = ("mixtral", "qwen3_moe")
@@ -86,6 +102,7 @@ def make_run(
             "name": family,
             "seed": 5,
             "model": MODELS[family],
+            "objective": {"kind": "masked-lm" if family in ENCODERS else "causal-lm"},
             "data": {"tokenizer": {"train": "bpe", "vocab_size": VOCABULARY}, "sequence_length": LENGTH},
             "optimizer": {
                 "learning_rate": 1e-3,
@@ -105,11 +122,13 @@ def make_run(
             "deepspeed": deepspeed,
         }
     )
-    return Run(config, resolve_model(config.model, VOCABULARY, 0), steps)
+    return Run(config, resolve_model(config.model, VOCABULARY, 0, task=task_of(config.objective)), steps)
 
 
-def make_batch(step: int, shard: Shard = Shard(0, 1)) -> Batch:
+def make_batch(step: int, shard: Shard = Shard(0, 1), *, masked: bool = False) -> Batch:
     """This process's rows of a global batch: tokens that mostly follow from the one before, documents packed and padded.
+
+    masked: some tokens are hidden behind MASK_TOKEN, and they are the targets instead of the next ones.
 
     Where there is nothing to learn, gradients are noise, AdamW makes whole steps of it, and after some hundred steps a
     trajectory amplifies any rounding error.  `RandomState` is frozen for ever, which `default_rng` is not: the golden losses
@@ -132,6 +151,10 @@ def make_batch(step: int, shard: Shard = Shard(0, 1)) -> Batch:
             weights[row, start : end - 1] = 1.0
     inputs = np.where(segments > 0, tokens[:, :-1], 0).astype(np.int32)
     targets = np.where(weights > 0, tokens[:, 1:], 0).astype(np.int32)
+    if masked:
+        hidden = (random.random_sample((ROWS, LENGTH)) < 0.2) & (segments > 0)
+        inputs, targets = np.where(hidden, np.int32(MASK_TOKEN), inputs), np.where(hidden, inputs, np.int32(0))
+        weights = hidden.astype(np.float32)
     whole = Batch(inputs, targets, weights, positions, segments)
     return whole.select(shard.index * ROWS // shard.count, (shard.index + 1) * ROWS // shard.count)
 
@@ -173,8 +196,10 @@ def train(
 def take_steps(backend: Backend, run: Run, start: int, stop: int, keep: Path | None = None) -> Trained:
     """The steps from `start` to `stop` of a backend that has been started (collective)."""
     losses, norms = {}, {}
+    masked = run.model.spec.head.kind == "masked-lm"
     for step in range(start, stop):
-        result = backend.step(make_batch(step, backend.shard), hyper(step, step, run.total_steps, run.config))
+        batch = make_batch(step, backend.shard, masked=masked)
+        result = backend.step(batch, hyper(step, step, run.total_steps, run.config))
         losses[step + 1], norms[step + 1] = float(result.loss), float(result.gradient_norm)
     state = backend.export(Progress(stop, stop, stop * ROWS))
     if keep is not None:
