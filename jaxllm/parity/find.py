@@ -26,6 +26,7 @@ from jaxllm.parity.diagnose import AS_CONFIGURED, Bench, Diagnosis, recognise_lo
 from jaxllm.parity.inputs import counted
 from jaxllm.parity.levels import OnePass, first_step, largest_gradient
 from jaxllm.parity.results import finite
+from jaxllm.parity.routing import decisions
 from jaxllm.parity.tolerances import TOLERANCES, gradient_error, has_gradient, relative_error
 from jaxllm.probe import Array, Pass, Probe, of_source, point_names
 from jaxllm.run import Run
@@ -178,6 +179,8 @@ class _Search:
             return f"the results differ although everything before agrees: look at what computes {step.name}"
         if step.stage == "forward":
             found, wanted = self._captured
+            if (tie := self._tie(step.name.replace("mlp_output", "router"), step.bound)) is not None:
+                return tie
             bench = Bench(self._run.model, self._weights, self._batch, wanted.values)
             sides = (found.values[step.name], wanted.values[step.name])
             return str(bench.diagnose(step.name, dict(zip(names, sides, strict=True))))
@@ -190,6 +193,18 @@ class _Search:
         if step.stage == "optimizer step of":
             return str(self._recognise_update(step.name, names))
         return f"the gradient differs although everything forward agrees: look at the derivative of what follows {step.name}"
+
+    def _tie(self, router: str, bound: float) -> str | None:
+        """What to say where the experts differ because their router's choices do, all of which are ties."""
+        found, wanted = (each.choices for each in self._captured)
+        if router not in wanted:
+            return None
+        decided = decisions(self._batch, {router: found[router]}, {router: wanted[router]})
+        if decided.different == 0 or decided.gap > bound:
+            return None
+        return (
+            f"{decided}: ties that rounding breaks, to within {decided.gap:.1e} of the router's logits; --level fp64 tells more"
+        )
 
     def _recognise_update(self, name: str, sides: tuple[str, str]) -> Diagnosis:
         """Whether each side's update of a parameter holds weight decay: AdamW's two terms, computed here in float64."""

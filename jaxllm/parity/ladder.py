@@ -10,7 +10,7 @@ from jaxllm.errors import ConfigError
 from jaxllm.parity.layouts import Layout, deepspeed_layouts, deepspeed_mesh_layouts, mesh_layouts, one_device
 from jaxllm.parity.noise import noise, one_pass_noise
 from jaxllm.parity.results import Measurement
-from jaxllm.parity.runs import Runs
+from jaxllm.parity.runs import Runs, balances
 from jaxllm.parity.subject import Subject
 from jaxllm.parity.switch import Pair, backend_pairs, layout_pairs, switch
 from jaxllm.parity.trajectory import trajectory
@@ -42,12 +42,18 @@ def climb(subject: Subject, runs: Runs, extent: Extent) -> Iterator[Measurement]
 
 
 def check_fits(runs: Runs, extent: Extent) -> list[str]:
-    """Before anything is run: ConfigError when DeepSpeed cannot run so many processes, and a note for each mesh left out."""
+    """Before any run: ConfigError when DeepSpeed cannot run so many processes, and notes on what is changed or left out."""
     processes = Layout("deepspeed", "fp32", processes=extent.processes)
     if (reason := runs.misfit(processes)) is not None:
         raise ConfigError("training.global_batch", f"{reason}; change --processes or global_batch")
+    training = runs.run.config.training
+    notes = []
+    if balances(runs.run.model) and training.micro_batch not in (None, training.global_batch):
+        said = "the load-balancing loss is one number of a micro-batch, so that other micro-batches are another loss"
+        notes.append(f"a step of every run is one micro-batch, not several of {training.micro_batch}: {said}")
     meshes = [*mesh_layouts("fp32"), *deepspeed_mesh_layouts("fp32")] if extent.full else []
-    return [f"{mesh.name} is left out: {reason}" for mesh in meshes if (reason := runs.misfit(mesh)) is not None]
+    left_out = [f"{mesh.name} is left out: {reason}" for mesh in meshes if (reason := runs.misfit(mesh)) is not None]
+    return notes + left_out
 
 
 def _one_step(subject: Subject, precision: Precision) -> Iterator[Measurement]:

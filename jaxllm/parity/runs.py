@@ -22,6 +22,7 @@ from jaxllm.checkpointing import open_state
 from jaxllm.config import write_yaml
 from jaxllm.config.schema import ParallelConfig, Precision, RunConfig
 from jaxllm.errors import ConfigError, JaxllmError
+from jaxllm.families import Model
 from jaxllm.metrics.sinks.jsonl import parse_metrics
 from jaxllm.parity.layouts import Layout
 from jaxllm.run import Run
@@ -98,6 +99,11 @@ class Runs:
         self._finished: dict[str, FinishedRun] = {}
         self.steps = steps
 
+    @property
+    def run(self) -> Run:
+        """The run of the file."""
+        return self._run
+
     def finished(self, layout: Layout) -> FinishedRun:
         """The run in this layout, from the first step to the last."""
         if layout.slug not in self._finished:
@@ -145,8 +151,10 @@ class Runs:
         return None
 
     def control_layout(self, precision: Precision) -> Layout | None:
-        """JAX on one device with another micro-batch than the run has; None for a global batch of one sequence."""
+        """JAX on one device with another micro-batch than the run has; None if there is none that computes the same."""
         training = self._run.config.training
+        if balances(self._run.model):
+            return None
         rows = training.global_batch
         used = _micro_batch(training.micro_batch, rows) or rows
         sizes = (size for size in (*range(used - 1, 0, -1), *range(used + 1, rows + 1)) if rows % size == 0)
@@ -183,11 +191,12 @@ def run_document(run: Run, layout: Layout, steps: int) -> dict[str, Any]:
     config = run.config
     document = resolved(config, run.model)
     rows = config.training.global_batch // layout.data_parallel
+    wanted = rows if balances(run.model) else config.training.micro_batch
     document["training"] |= {
         "steps": steps,
         "tokens": None,
         "precision": layout.precision,
-        "micro_batch": layout.micro_batch or _micro_batch(config.training.micro_batch, rows),
+        "micro_batch": layout.micro_batch or _micro_batch(wanted, rows),
         "non_finite": "stop",
     }
     warmup = config.schedule.warmup_steps
@@ -201,6 +210,11 @@ def run_document(run: Run, layout: Layout, steps: int) -> dict[str, Any]:
     document["deepspeed"], document["parallel"] = laid_out.deepspeed.model_dump(), laid_out.parallel.model_dump()
     document["jax"]["cpu_devices"] = layout.devices // layout.processes if layout.backend == "jax" else 1
     return document
+
+
+def balances(model: Model) -> bool:
+    """Whether load balancing is part of the loss: one number of a micro-batch, so that other micro-batches are another loss."""
+    return model.spec.mlp.experts is not None and model.spec.mlp.experts.balance > 0.0
 
 
 def _laid_out(config: RunConfig, layout: Layout) -> RunConfig:

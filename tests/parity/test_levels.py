@@ -89,19 +89,21 @@ def _save(folder: Path, architecture: str, family: str, dtype: torch.dtype = tor
         ("LlamaForCausalLM", "llama", torch.float32, {}),
         ("LlamaForCausalLM", "llama", torch.bfloat16, {}),
         ("GPT2LMHeadModel", "gpt2", torch.float32, {}),
-        ("GPT2LMHeadModel", "gpt2", torch.bfloat16, {}),
+        pytest.param("GPT2LMHeadModel", "gpt2", torch.bfloat16, {}, marks=pytest.mark.nightly),
         ("MixtralForCausalLM", "mixtral", torch.float32, {}),
         ("BertForMaskedLM", "bert", torch.float32, {}),
-        ("BertForMaskedLM", "bert", torch.bfloat16, {}),
-        ("BertForSequenceClassification", "bert", torch.float32, {"num_labels": 3}),
-        ("RobertaForSequenceClassification", "roberta", torch.float32, {"num_labels": 1}),
+        pytest.param("BertForMaskedLM", "bert", torch.bfloat16, {}, marks=pytest.mark.nightly),
+        pytest.param("BertForSequenceClassification", "bert", torch.float32, {"num_labels": 3}, marks=pytest.mark.nightly),
+        pytest.param(
+            "RobertaForSequenceClassification", "roberta", torch.float32, {"num_labels": 1}, marks=pytest.mark.nightly
+        ),
         (
             "RobertaForSequenceClassification",
             "roberta",
             torch.float32,
             {"num_labels": 4, "problem_type": "multi_label_classification"},
         ),
-        ("RobertaForTokenClassification", "roberta", torch.float32, {}),
+        pytest.param("RobertaForTokenClassification", "roberta", torch.float32, {}, marks=pytest.mark.nightly),
     ],
 )
 def test_a_checkpoint_is_compared_in_fp64_and_in_its_own_dtype(

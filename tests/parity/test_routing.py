@@ -10,6 +10,7 @@ import pytest
 from jaxllm.backend import create_probe
 from jaxllm.config.schema import BackendName
 from jaxllm.data.batch import Batch
+from jaxllm.parity import find as find_module
 from jaxllm.parity import levels
 from jaxllm.parity.levels import Held, OnePass
 from jaxllm.parity.routing import decisions
@@ -82,3 +83,13 @@ def test_a_router_that_is_wrong_is_no_tie(monkeypatch: pytest.MonkeyPatch, tmp_p
     one_pass = _one_pass(monkeypatch, tmp_path, tie=0.3, fault=0.1)
     failed = {check.name.partition(",")[0] for check in levels.forward(one_pass) if not check.passed}
     assert {"experts that routers choose", "logits", "loss"} <= failed
+
+
+def test_find_says_that_a_choice_was_a_tie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    one_pass = _one_pass(monkeypatch, tmp_path, tie=2e-6, fault=0.0)
+    monkeypatch.setattr(find_module, "initial_weights", lambda *_: one_pass.params)
+    probes = levels.create_probe("jax"), create_probe("deepspeed")
+    finding = find_module.find(one_pass.run, subject("mixtral", tmp_path, **WELL_CONDITIONED).data, "fp32", probes)
+    assert finding.first is not None
+    assert finding.first.name == "layers.0.mlp_output"
+    assert "choices differ: ties that rounding breaks" in finding.diagnosis

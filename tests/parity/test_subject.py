@@ -126,6 +126,22 @@ def test_the_control_has_another_micro_batch(tmp_path: Path, micro_batch: int | 
     assert layout.micro_batch == control
 
 
+def test_a_step_of_a_balanced_mixture_of_experts_is_one_micro_batch(tmp_path: Path) -> None:
+    run = make_run("mixtral", "fp32", 10)
+    training = run.config.training.model_copy(update={"micro_batch": 2})
+    run = replace(run, config=run.config.model_copy(update={"training": training}))
+    for layout, rows in (
+        (Layout("jax", "fp32"), 8),
+        (Layout("jax", "fp32", data=8), 1),
+        (Layout("deepspeed", "fp32", processes=2), 4),
+    ):
+        assert run_document(run, layout, 10)["training"]["micro_batch"] == rows
+    runs = Runs(run, tmp_path, 10)
+    assert runs.control_layout("fp32") is None
+    (note,) = check_fits(runs, Extent())
+    assert note.startswith("a step of every run is one micro-batch, not several of 2: the load-balancing loss is one number of")
+
+
 def test_a_single_sequence_has_no_control(tmp_path: Path) -> None:
     run = make_run("llama", "fp32", 10)
     training = run.config.training.model_copy(update={"global_batch": 1, "micro_batch": None})
