@@ -7,7 +7,7 @@ from html import escape
 
 from jaxllm.config.schema import Precision
 from jaxllm.parity.figures import error_figure, gradient_figure, loss_figure
-from jaxllm.parity.report import AMPLIFIES, bound_text, figure, rungs
+from jaxllm.parity.report import AMPLIFIES, REFEREED, bound_text, figure, rungs
 from jaxllm.parity.results import Check, Curve, Level, Report
 from jaxllm.parity.tolerances import TOLERANCES
 
@@ -76,7 +76,10 @@ def _broken(report: Report) -> Iterator[str]:
         yield "<h2>Broken bounds</h2>"
         if any(check.detail.get("amplifies") for check in report.checks):
             yield f"<p>{escape(AMPLIFIES)}</p>"
-        yield _checks(failed)
+        refereed = [check for check in report.checks if check.detail.get("referee")]
+        if refereed:
+            yield f"<p>{escape(REFEREED)}</p>"
+        yield _checks([*failed, *refereed])
 
 
 def _curves(report: Report) -> Iterator[str]:

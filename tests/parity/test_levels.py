@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from click.testing import CliRunner
 
+from jaxllm.cli.main import main
 from jaxllm.config.schema import Precision
 from jaxllm.errors import JaxllmError
 from jaxllm.parity import levels
@@ -119,6 +121,19 @@ def test_a_checkpoint_is_compared_in_fp64_and_in_its_own_dtype(
     assert any(check.measured > 0 for check in checks)
     for check in checks:
         assert check.passed, (check.name, check.measured, check.bound)
+
+
+def test_a_checkpoint_is_compared_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("JAX_PLATFORMS", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")  # so that what the command sets is taken back
+    folder, out = tmp_path / "model", tmp_path / "out.json"
+    _save(folder, "BertForSequenceClassification", "bert", num_labels=3)
+    done = CliRunner().invoke(main, ["parity", "--model", str(folder), "--json", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "bert for sequence-classification, JAX against transformers" in done.stdout
+    report = json.loads(out.read_text())
+    assert (report["family"], report["passed"]) == ("bert", True)
+    assert {check["detail"]["input"] for check in report["checks"]} == {"random tokens, full", "random tokens, padded"}
 
 
 def test_a_checkpoint_with_weights_too_many_says_which(tmp_path: Path) -> None:

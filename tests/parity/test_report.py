@@ -11,7 +11,7 @@ from rich.console import Console
 
 from jaxllm.parity.figures import error_figure, gradient_figure, loss_figure
 from jaxllm.parity.html import html_report
-from jaxllm.parity.report import AMPLIFIES, Terminal, rungs
+from jaxllm.parity.report import AMPLIFIES, REFEREED, Terminal, rungs
 from jaxllm.parity.results import Check, Curve, Report, layer_and_kind
 
 
@@ -116,6 +116,19 @@ def test_every_broken_bound_is_shown() -> None:
     assert len([line for line in text.splitlines() if "bad.weight" in line and "FAIL" in line]) == 20 + 1  # and in the ladder
     assert "FAILED: 20 of 37 checks broke their bound" in text
     assert "--find" in text
+
+
+def test_fp64_is_shown_as_the_referee_of_a_broken_bound() -> None:
+    detail = {"input": "packed text", "parameter": "a.weight"}
+    broken = Check("backward", "fp32", "gradient of a.weight, packed text", 3e-5, 1e-5, detail)
+    name = "referee: gradient of a.weight, packed text, JAX against itself in fp64"
+    referee = Check("backward", "fp32", name, 2e-5, math.inf, {"referee": True, "input": "packed text"})
+    shown = _shown(_report(broken, referee), width=400)
+    assert REFEREED in shown
+    assert shown.index("gradient of a.weight, packed text  ") < shown.index("referee: gradient"), "held back for too long"
+    page = html_report(_report(broken, referee)).replace("&#x27;", "'")
+    assert REFEREED in page
+    assert page.index(name) < page.index("<h2>Every check</h2>")
 
 
 def test_a_run_that_amplifies_rounding_is_explained() -> None:
