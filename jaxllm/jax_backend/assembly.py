@@ -10,7 +10,6 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from numpy.typing import NDArray
 
-from jaxllm.errors import ConfigError
 from jaxllm.families.rates import leaf_scales, rate_scales
 from jaxllm.jax_backend.attention.choose import kernel_of
 from jaxllm.jax_backend.mesh import check_mesh
@@ -52,10 +51,6 @@ def runtime_of(run: Run, mesh: Mesh) -> Runtime:
 def assemble(run: Run, mesh: Mesh) -> Assembly:
     """The step of a run on a mesh.  ConfigError when the mesh cannot cut the model, or the kernel cannot do it."""
     config, rules = run.config, run.model.rules
-    if config.parallel.context > 1 and run.model.spec.head.kind != "causal-lm":
-        raise ConfigError(
-            "parallel.context", f"only causal-lm cuts sequences over devices, not {config.objective.kind}; set it to 1"
-        )
     check_mesh(run, mesh)
     network = build_network(run.model.spec, runtime_of(run, mesh))
     shardings = parameter_shardings(rules, mesh)

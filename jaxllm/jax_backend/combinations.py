@@ -18,6 +18,10 @@ def check_combinations(config: RunConfig, model: Model) -> None:
     if parallel.expert > 1 and model.spec.mlp.experts is None:
         raise ConfigError("parallel.expert", f"{parallel.expert} is not possible, the model has no experts; set it to 1")
     if parallel.context > 1:
+        if model.spec.head.kind != "causal-lm":
+            raise ConfigError(
+                "parallel.context", f"only causal-lm cuts sequences over devices, not {config.objective.kind}; set it to 1"
+            )
         check_ring(model.spec.attention, config.jax.attention, parallel.context)
         zigzag(config.data.sequence_length, parallel.context)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from jaxllm.parity.results import Curve, Level
 from jaxllm.parity.runs import FinishedRun
-from jaxllm.parity.tolerances import has_gradient, relative_error
+from jaxllm.parity.tolerances import has_gradient, idle_parameters, relative_error
 from jaxllm.state import TrainingState
 from jaxllm.state.training_state import Array
 
@@ -77,7 +77,7 @@ class Reference:
 
     def _parameters(self, step: int) -> Mapping[str, _Compared]:
         if step not in self._kept:
-            values = _compared(self.run.state(step))
+            values = _compared(self.run.state(step), idle_parameters(self.run.run.model))
             states = len(self.run.saved_steps())
             if states * sum(each.values.nbytes + each.mask.nbytes for each in values.values()) > _KEPT_BYTES:
                 return values
@@ -93,10 +93,14 @@ class _Compared:
     mask: NDArray[np.bool_]
 
 
-def _compared(state: TrainingState) -> dict[str, _Compared]:
-    """Every parameter of a state; the second moments tell the size of its gradients."""
+def _compared(state: TrainingState, idle: Collection[str]) -> dict[str, _Compared]:
+    """Every parameter of a state that is not idle; the second moments tell the size of its gradients."""
     assert state.exp_avg_sq is not None  # noqa: S101 - a run that was trained has moments
-    sizes = {name: np.sqrt(np.asarray(state.exp_avg_sq.read(name), np.float64)) for name in state.exp_avg_sq.names()}
+    sizes = {
+        name: np.sqrt(np.asarray(state.exp_avg_sq.read(name), np.float64))
+        for name in state.exp_avg_sq.names()
+        if name not in idle
+    }
     largest = max(float(size.max(initial=0.0)) for size in sizes.values())
     masks = {name: has_gradient(size, largest) for name, size in sizes.items()}
     return {name: _Compared(state.params.read(name)[mask], mask) for name, mask in masks.items()}

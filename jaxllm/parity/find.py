@@ -7,6 +7,7 @@ first error above the bound is where to look: everything before it agrees.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -21,13 +22,12 @@ from jaxllm.backend import create_probe
 from jaxllm.config.schema import Precision
 from jaxllm.data.batch import Batch
 from jaxllm.data.prepare import PreparedData
-from jaxllm.families import flatten
 from jaxllm.parity.diagnose import AS_CONFIGURED, Bench, Diagnosis, recognise_loss
 from jaxllm.parity.inputs import counted
 from jaxllm.parity.levels import OnePass, first_step, largest_gradient
 from jaxllm.parity.results import finite
 from jaxllm.parity.routing import decisions
-from jaxllm.parity.tolerances import TOLERANCES, gradient_error, has_gradient, relative_error
+from jaxllm.parity.tolerances import TOLERANCES, gradient_error, has_gradient, idle_parameters, relative_error
 from jaxllm.probe import Array, Pass, Probe, of_source, point_names
 from jaxllm.run import Run
 from jaxllm.state import TensorReader
@@ -164,13 +164,13 @@ class _Search:
         found, wanted = self._accumulated
         yield Step("loss", "accumulated over micro-batches", relative_error(found.loss, wanted.loss), bound)
         largest = largest_gradient(wanted)
-        idle = {name for name, rule, _ in flatten(self._run.model.rules) if rule.idle}
+        idle = idle_parameters(self._run.model)
         for name, gradient in wanted.gradients.items():
             error = gradient_error(found.gradients[name], gradient, largest, idle=name in idle)
             yield Step("gradient of", name, error, bound)
         bound = TOLERANCES[self._precision].trajectory_parameters
         for name, value in self._stepped[1].items():
-            moved = has_gradient(wanted.gradients[name], largest)
+            moved = has_gradient(wanted.gradients[name], math.inf if name in idle else largest)
             yield Step("optimizer step of", name, relative_error(self._stepped[0][name][moved], value[moved]), bound)
 
     def _explain(self, step: Step) -> str:

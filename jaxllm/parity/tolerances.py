@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxllm.config.schema import Precision
+from jaxllm.families import Model, flatten
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,15 @@ and nowhere else."""
 def has_gradient(size: ArrayLike, largest: float) -> NDArray[np.bool_]:
     """Which elements have a gradient at all.  size: of their gradients, or sqrt of their second moments; largest: of all."""
     return np.abs(np.asarray(size, np.float64)) > ZERO_GRADIENT * largest
+
+
+def idle_parameters(model: Model) -> frozenset[str]:
+    """Parameters that no output depends on (`WeightRule.idle`).
+
+    They are left out where updated parameters are compared: in fp32 the noise of their gradients is too large for
+    ZERO_GRADIENT to tell it, and AdamW makes whole steps of it.
+    """
+    return frozenset(name for name, rule, _ in flatten(model.rules) if rule.idle)
 
 
 def gradient_error(value: ArrayLike, reference: ArrayLike, largest: float, *, idle: bool) -> float:

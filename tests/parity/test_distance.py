@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxllm.parity.results import Check, Curve
 from jaxllm.parity.runs import MAX_STATES, state_spacing
 from jaxllm.parity.trajectory import trajectory
 from tests.parity.finished import HandMade, finished
+from tests.parity.trajectories import make_run
 
 A, B = np.array([1.0, 2.0]), np.array([4.0])
 
@@ -46,6 +48,18 @@ def test_elements_without_a_gradient_are_not_compared(tmp_path: Path) -> None:
     assert Reference(reference).compare(other, "trajectory").parameters.error == 0.0
     everywhere = finished(tmp_path, "three", [1.0], {1: {"a": A}})
     assert Reference(everywhere).compare(other, "trajectory").parameters.error == 0.25
+
+
+def test_idle_parameters_are_not_compared(tmp_path: Path) -> None:
+    """Their gradient is noise, which in fp32 is well above what counts as none."""
+    name = "bert.encoder.layer.0.attention.self.key.bias"
+    sizes = {"a": np.ones(2), name: np.full(2, 1e-8)}
+    model = make_run("bert", "fp32", 1)
+    one, two = (
+        replace(finished(tmp_path, run, [1.0], {1: {"a": A, name: A * at}}, sizes, "fp32"), run=model)
+        for run, at in (("one", 1.0), ("two", 3.0))
+    )
+    assert Reference(one).compare(two, "trajectory").parameters.error == 0.0
 
 
 def test_nan_is_the_worst_there_is(tmp_path: Path) -> None:

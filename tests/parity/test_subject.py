@@ -151,6 +151,18 @@ def test_a_single_sequence_has_no_control(tmp_path: Path) -> None:
     )
 
 
+def test_meshes_that_cut_sequences_are_left_out_for_an_encoder(tmp_path: Path) -> None:
+    notes = check_fits(Runs(make_run("bert", "fp32", 10), tmp_path, 10), Extent(full=True))
+    left_out = [note.partition(" is left out: ")[0] for note in notes]
+    assert left_out == [
+        "JAX, data 2 x context 4",
+        "JAX, fsdp 2 x tensor 2 x context 2",
+        "DeepSpeed ZeRO 3, tensor 2, 2 processes",
+        "DeepSpeed ZeRO 2, context 2, 2 processes",
+        "DeepSpeed ZeRO 1, tensor 2, context 2, 4 processes",
+    ]
+
+
 def test_meshes_that_do_not_fit_are_left_out_and_named(tmp_path: Path) -> None:
     run = make_run("llama", "fp32", 10)
     odd = run.model.spec.with_attention(kv_heads=1)
