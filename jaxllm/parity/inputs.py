@@ -54,10 +54,10 @@ def data_inputs(config: RunConfig, data: PreparedData, vocab_size: int) -> dict[
 def random_inputs(config: RunConfig, spec: ModelSpec) -> dict[str, Batch]:
     """The inputs of a model that comes without data: random tokens, padded, and packed as three documents a row.
 
-    Where outputs are for whole rows, a row is one text, and instead of the packed one there is a full one.
+    Where outputs are for whole rows, or a row is a pair of texts, instead of the packed one there is a full one.
     """
     rows, length = config.training.global_batch, config.data.sequence_length
-    whole = spec.head.kind == "sequence-classification"
+    whole = spec.head.kind in ("sequence-classification", "seq2seq")
     filled = _documents(rows, length, (length,) if whole else (length // 3, length // 2, length))
     padded = _documents(rows, length, (max(length * 3 // 4, 2),))
     layouts = {"full" if whole else "packed": filled, "padded": padded}
@@ -76,6 +76,9 @@ def _with_random_targets(batch: Batch, config: RunConfig, spec: ModelSpec) -> Ba
     if head.kind == "token-classification":
         labels_BS = np.where(real_BS, random.integers(0, head.outputs, shape, np.int32), np.int32(0))
         return replace(filled, targets=labels_BS, weights=real_BS.astype(np.float32))
+    if head.kind == "seq2seq":
+        source_BS = np.where(real_BS, random.integers(0, spec.vocab_size, shape, np.int32), np.int32(0))
+        return replace(filled, source=source_BS, source_segments=batch.segments)
     if head.kind != "sequence-classification":
         return filled
     outputs = (batch.rows, 1 if head.loss == "cross-entropy" else head.outputs)

@@ -22,7 +22,15 @@ from tests.parity.subjects import MODELS, subject
 pytest.importorskip("torch", reason="the other side")
 
 # Every head, and every kind of loss.
-HEADS = (("bert", "masked-lm"), ("bert", "single"), ("bert", "multi"), ("roberta", "regression"), ("roberta", "words"))
+HEADS = (
+    ("bert", "masked-lm"),
+    ("bert", "single"),
+    ("bert", "multi"),
+    ("roberta", "regression"),
+    ("roberta", "words"),
+    ("t5", "seq2seq"),
+    ("t5-1.1", "spans"),
+)
 SUBJECTS = [*((family, "causal-lm") for family in MODELS), *HEADS]
 # The loss weights of a batch, and targets that are numbers, are float32: all that happens to them before they widen.
 MOVED = {"slice", "squeeze", "reshape", "scan", "jit", "pjit", "copy", "dynamic_slice", "gather"}

@@ -94,6 +94,7 @@ def _save(folder: Path, architecture: str, family: str, dtype: torch.dtype = tor
         pytest.param("GPT2LMHeadModel", "gpt2", torch.bfloat16, {}, marks=pytest.mark.nightly),
         ("MixtralForCausalLM", "mixtral", torch.float32, {}),
         ("BertForMaskedLM", "bert", torch.float32, {}),
+        ("T5ForConditionalGeneration", "t5", torch.float32, {}),
         pytest.param("BertForMaskedLM", "bert", torch.bfloat16, {}, marks=pytest.mark.nightly),
         pytest.param("BertForSequenceClassification", "bert", torch.float32, {"num_labels": 3}, marks=pytest.mark.nightly),
         pytest.param(
