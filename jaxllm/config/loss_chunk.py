@@ -15,12 +15,13 @@ AUTO_LOGITS = 1 << 26
 """Logits below which `auto` takes all tokens at once: what they need is small beside the rest of a training step."""
 
 
-def chunk_tokens(wanted: LossChunk, tokens: int, vocabulary: int) -> int | None:
+def chunk_tokens(wanted: LossChunk, tokens: int, vocabulary: int, *, tpu: bool = False) -> int | None:
     """Tokens of a chunk, all chunks but the last being alike; None: the logits of all tokens exist at once.
 
-    tokens: of one device's forward pass.  vocabulary: entries whose logits one device computes.
+    tokens: of one device's forward pass.  vocabulary: entries whose logits one device computes.  tpu: where `auto` takes all
+    tokens, since the TPU compiler (libtpu 0.0.52) fails on chunks within a loop over micro-batches when fsdp is above 1.
     """
-    if wanted == "none" or (wanted == "auto" and tokens * vocabulary <= AUTO_LOGITS):
+    if wanted == "none" or (tpu and wanted == "auto") or (wanted == "auto" and tokens * vocabulary <= AUTO_LOGITS):
         return None
     size = AUTO_TOKENS if wanted == "auto" else wanted
     if tokens <= size:

@@ -91,7 +91,7 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
     # This layer and the next; XLA:CPU, which cannot reduce and scatter at once, has a layer's whole gradient as well.
     layer = (3 if platform == "cpu" else 2) * width * counts.whole_layer if gathers else 0.0
     logit = compiler.logit_bytes or width
-    chunk = setting.chunk(spec)
+    chunk = setting.chunk(spec, tpu=platform == "tpu")
     logits = compiler.logits * logit * (tokens if chunk is None else chunk) * spec.vocab_size / parallel.tensor
     chunked = 0.0 if chunk is None else _chunked_bytes(spec, setting, platform)
     working = tokens * working_bytes(spec, setting)

@@ -65,14 +65,14 @@ class Setting:
         """Tokens that one device holds in a forward pass."""
         return self.micro_batch * self.sequence // self.parallel.context
 
-    def chunk(self, spec: ModelSpec) -> int | None:
-        """Tokens whose logits exist at once on a device; None: all of them."""
+    def chunk(self, spec: ModelSpec, *, tpu: bool = False) -> int | None:
+        """Tokens whose logits exist at once on a device; None: all of them.  tpu: whether it is one."""
         if spec.head.kind not in ("causal-lm", "masked-lm"):
             return None
         if self.backend == "deepspeed":  # AutoTP gathers the logits of a head that is not tied
             is_whole = self.parallel.tensor == 1 or spec.tie_embeddings
             return chunk_tokens(self.loss_chunk, self.tokens, spec.vocab_size) if is_whole else None
-        return chunk_tokens(self.loss_chunk, self.tokens, -(-spec.vocab_size // self.parallel.tensor))
+        return chunk_tokens(self.loss_chunk, self.tokens, -(-spec.vocab_size // self.parallel.tensor), tpu=tpu)
 
     @property
     def compute_bytes(self) -> int:
