@@ -10,6 +10,7 @@ import pytest
 from jaxllm.families.rope import RopeSpec, inverse_frequencies
 from jaxllm.jax_backend.mesh import create_mesh
 from jaxllm.jax_backend.model.runtime import Runtime
+from jaxllm.jax_backend.model.transformer import Text
 from jaxllm.jax_backend.network import build_network
 from jaxllm.jax_backend.precision import policy_of
 from jaxllm.jax_backend.sharding import Layout, parameter_shardings
@@ -47,7 +48,7 @@ class Side:
         )
 
     def logits(self, batch):
-        apply = jax.jit(lambda params: self.network.bind(params)(batch.inputs, batch.positions, batch.segments))
+        apply = jax.jit(lambda params: self.network.bind(params)(Text(batch.inputs, batch.positions, batch.segments)))
         return np.asarray(apply(self.network.cast(self.params)))
 
     def gradients(self, batch):

@@ -1,5 +1,7 @@
 """Splash attention against the XLA path, forward and backward, in Pallas' interpreter; and which kernel a run gets."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from jaxllm.jax_backend.mesh import single_device_mesh
 from jaxllm.jax_backend.model.runtime import Runtime
 from jaxllm.jax_backend.precision import policy_of
 from jaxllm.jax_backend.sharding import MESH_AXES, Layout
+from tests.unit.jax_backend import cases
 
 ROWS, LENGTH, HEADS, KV_HEADS = 2, 256, 4, 2
 SMALL = Blocks(128, 128, 128, 128, 128, 128)
@@ -101,10 +104,11 @@ def test_cudnn_is_told_what_may_be_seen():
 
 def test_auto_takes_the_platforms_own():
     mesh = single_device_mesh()
-    assert kernel_of(JaxConfig(), spec_of(), LENGTH, policy_of("bf16"), mesh) is blocked_attention
+    model = replace(cases.make_run().model.spec, attentions=(spec_of(),))
+    assert kernel_of(JaxConfig(), model, LENGTH, policy_of("bf16"), mesh) is blocked_attention
     wanted = JaxConfig(attention="xla")
-    assert kernel_of(wanted, spec_of(), LENGTH, policy_of("bf16"), mesh) is xla_attention
-    asked = kernel_of(JaxConfig(attention="splash", attention_block=256), spec_of(), 384, policy_of("bf16"), mesh)
+    assert kernel_of(wanted, model, LENGTH, policy_of("bf16"), mesh) is xla_attention
+    asked = kernel_of(JaxConfig(attention="splash", attention_block=256), model, 384, policy_of("bf16"), mesh)
     assert asked.func is splash_attention
     assert asked.keywords["blocks"].query == 128  # the largest that divides the row
 
