@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from jaxllm.backend import Backend, create_backend
 from jaxllm.config.schema import BackendName, Precision, RunConfig
 from jaxllm.data.batch import Batch, Shard
 from jaxllm.families import resolve_model, task_of
+from jaxllm.families.spec import HeadKind
 from jaxllm.parity.tolerances import has_gradient, relative_error
 from jaxllm.run import Run
 from jaxllm.schedule import hyper
@@ -55,6 +56,18 @@ MODELS: dict[str, dict[str, Any]] = {family: tiny(family) for family in TINY} | 
     },
     "bert": {"family": "bert", **_ENCODER},
     "roberta": {"family": "roberta", "layer_norm_eps": 1e-5, **_ENCODER},
+    "t5": {
+        "family": "t5",
+        "d_model": 32,
+        "d_kv": 6,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_decoder_layers": 3,
+        "num_heads": 4,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 12,
+        "dropout_rate": 0.0,
+    },
 }
 ENCODERS = ("bert", "roberta")
 """They predict masked tokens from both sides."""
@@ -102,7 +115,7 @@ def make_run(
             "name": family,
             "seed": 5,
             "model": MODELS[family],
-            "objective": {"kind": "masked-lm" if family in ENCODERS else "causal-lm"},
+            "objective": {"kind": "masked-lm" if family in ENCODERS else "span-corruption" if family == "t5" else "causal-lm"},
             "data": {"tokenizer": {"train": "bpe", "vocab_size": VOCABULARY}, "sequence_length": LENGTH},
             "optimizer": {
                 "learning_rate": 1e-3,
@@ -125,10 +138,11 @@ def make_run(
     return Run(config, resolve_model(config.model, VOCABULARY, 0, task=task_of(config.objective)), steps)
 
 
-def make_batch(step: int, shard: Shard = Shard(0, 1), *, masked: bool = False) -> Batch:
+def make_batch(step: int, shard: Shard = Shard(0, 1), head: HeadKind = "causal-lm") -> Batch:
     """This process's rows of a global batch: tokens that mostly follow from the one before, documents packed and padded.
 
-    masked: some tokens are hidden behind MASK_TOKEN, and they are the targets instead of the next ones.
+    head: for `masked-lm` some tokens are hidden behind MASK_TOKEN, and they are the targets instead of the next ones; for
+    `seq2seq` a source holds the tokens from behind, cut at some place.
 
     Where there is nothing to learn, gradients are noise, AdamW makes whole steps of it, and after some hundred steps a
     trajectory amplifies any rounding error.  `RandomState` is frozen for ever, which `default_rng` is not: the golden losses
@@ -151,11 +165,14 @@ def make_batch(step: int, shard: Shard = Shard(0, 1), *, masked: bool = False) -
             weights[row, start : end - 1] = 1.0
     inputs = np.where(segments > 0, tokens[:, :-1], 0).astype(np.int32)
     targets = np.where(weights > 0, tokens[:, 1:], 0).astype(np.int32)
-    if masked:
+    if head == "masked-lm":
         hidden = (random.random_sample((ROWS, LENGTH)) < 0.2) & (segments > 0)
         inputs, targets = np.where(hidden, np.int32(MASK_TOKEN), inputs), np.where(hidden, inputs, np.int32(0))
         weights = hidden.astype(np.float32)
     whole = Batch(inputs, targets, weights, positions, segments)
+    if head == "seq2seq":
+        kept = (np.arange(LENGTH) < random.randint(4, LENGTH + 1, (ROWS, 1))).astype(np.int32)
+        whole = replace(whole, source=tokens[:, :0:-1] * kept, source_segments=kept)
     return whole.select(shard.index * ROWS // shard.count, (shard.index + 1) * ROWS // shard.count)
 
 
@@ -196,9 +213,8 @@ def train(
 def take_steps(backend: Backend, run: Run, start: int, stop: int, keep: Path | None = None) -> Trained:
     """The steps from `start` to `stop` of a backend that has been started (collective)."""
     losses, norms = {}, {}
-    masked = run.model.spec.head.kind == "masked-lm"
     for step in range(start, stop):
-        batch = make_batch(step, backend.shard, masked=masked)
+        batch = make_batch(step, backend.shard, run.model.spec.head.kind)
         result = backend.step(batch, hyper(step, step, run.total_steps, run.config))
         losses[step + 1], norms[step + 1] = float(result.loss), float(result.gradient_norm)
     state = backend.export(Progress(stop, stop, stop * ROWS))
