@@ -26,7 +26,8 @@ class Decisions:
 
     total: decisions, one for each token in each layer.  different: those in which the sets of chosen experts differ.
     gap: the relative error of router logits that explains all of them: half of how far apart the logits of the experts are
-    that one side prefers to the other's, over the largest of the layer's logits, as `relative_error` has it.
+    that one side prefers to the other's, over the largest of the layer's logits, as `relative_error` has it; infinite where
+    the sides choose other numbers of experts.
     """
 
     total: int = 0
@@ -48,7 +49,9 @@ def decisions(batch: Batch, found: Mapping[str, Choices], wanted: Mapping[str, C
         differs_T = (one_TX != other_TX).any(-1)
         total += differs_T.size
         different += int(differs_T.sum())
-        if differs_T.any():
+        if (one_TX.sum(-1) != other_TX.sum(-1)).any():
+            gap = np.inf  # another number of experts: nothing that rounding could do
+        elif differs_T.any():
             preferred_T = np.where(one_TX & ~other_TX, logits_TX, -np.inf).max(-1)[differs_T]
             instead_T = np.where(other_TX & ~one_TX, logits_TX, np.inf).min(-1)[differs_T]
             gap = max(gap, float((preferred_T - instead_T).max()) / 2.0 / float(np.abs(logits_TX).max()))

@@ -68,7 +68,7 @@ def test_same_backend_continues_bit_for_bit(shared_site: Site, finished: Callabl
     assert_same_bits(shared_site, f"{backend}-again", reference)
 
 
-@pytest.mark.parametrize("precision", ["fp64", "fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp64", "fp32", pytest.param("bf16", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize(("first", "second"), [("jax", "deepspeed"), ("deepspeed", "jax")])
 def test_the_other_backend_goes_on(
     shared_site: Site, finished: Callable[..., str], first: str, second: str, precision: Precision

@@ -14,7 +14,7 @@ from jaxllm.state import read_state
 from tests.golden.remake_trajectories import STEPS as GOLDEN_STEPS
 from tests.parity.conftest import STEPS, Run, Zero
 from tests.parity.test_trajectory import assert_same
-from tests.parity.trajectories import FAMILIES, MESHES, ONE, OTHERS, make_run, train
+from tests.parity.trajectories import FAMILIES, KINDS, MESHES, ONE, OTHERS, make_run, train
 
 pytest.importorskip("torch", reason="the other backend")
 
@@ -38,7 +38,9 @@ def test_half_here_and_half_there_in_double_precision(
     assert_same(found, trained("jax", family, "fp64"), "fp64")
 
 
-@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize(
+    "family", [pytest.param(each, marks=[] if each in (*KINDS, "t5") else pytest.mark.nightly) for each in OTHERS]
+)
 def test_every_family_goes_on_upon_a_mesh(trained: Run, tmp_path: Path, family: str) -> None:
     half, mesh = GOLDEN_STEPS // 2, MESHES[MESH]
     train("deepspeed", make_run(family, "fp64", GOLDEN_STEPS), stop=half, keep=tmp_path / "state")
