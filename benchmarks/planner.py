@@ -396,13 +396,13 @@ def measure(case: Case) -> dict[str, float]:
 def compare_kept(folder: Path) -> dict[str, Any]:
     """The same for what `jaxllm compile --keep` has left: the largest models take the compiler many minutes."""
     from jaxllm.config import RunConfig
-    from jaxllm.families import resolve_model
+    from jaxllm.families import Vocabulary, resolve_model
     from jaxllm.planning.jax_memory import jax_memory
     from jaxllm.planning.setting import setting_of
 
     request, answer = (json.loads((folder / name).read_text()) for name in ("request.json", "answer.json"))
     config = RunConfig.model_validate_json(json.dumps(request["config"]))
-    model = resolve_model(config.model, request["vocab_size"])
+    model = resolve_model(config.model, Vocabulary(request["vocab_size"]))
     setting = setting_of(config, "jax", math.prod(answer["mesh"].values()), "splash")
     name = f"{config.name}, {setting.mesh}, micro-batch {setting.micro_batch} x {setting.sequence}, {setting.remat}"
     return _line(name, request["topology"], jax_memory(model, setting).peak, answer["memory"]["peak_memory"])

@@ -68,7 +68,7 @@ class Plan:
 def prepare_run(config: RunConfig, *, progress: bool) -> tuple[Run, PreparedData]:
     """The data, the model and the number of steps of a run file; raises JaxllmError for what does not fit together."""
     data = prepare_data(config, progress=progress)
-    model = resolve_model(config.model, data.vocab_size, data.tokenizer.eos_id, task=task_of(config.objective))
+    model = resolve_model(config.model, data.tokenizer.vocabulary, task=task_of(config.objective))
     check_sequence_length(model, config)
     rate_scales(model, config.optimizer)  # refuses patterns that name no weight
     run = Run(config, model, total_steps(config))

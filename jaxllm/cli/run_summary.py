@@ -12,7 +12,7 @@ from jaxllm.config import BatchPlan, RunConfig, data_parallel, resolve_batch, to
 from jaxllm.config.schema import TokenizerConfig
 from jaxllm.data.fields import check_examples
 from jaxllm.data.special_tokens import CONVENTIONS
-from jaxllm.families import Model, check_sequence_length, resolve_model, task_of
+from jaxllm.families import Model, Vocabulary, check_sequence_length, resolve_model, task_of
 from jaxllm.families.rates import rate_scales
 from jaxllm.metrics.flops import flops_per_token
 from jaxllm.schedule import check_schedule
@@ -61,28 +61,23 @@ class RunSummary:
 def resolve(config: RunConfig) -> Model:
     """The model as far as it is known before the data is prepared: the tokenizer is the one it asks for, or a local one."""
     tokenizer = config.data.tokenizer
-    if tokenizer.from_ is not None:
-        vocab_size, end_of_text = _local_tokenizer(tokenizer.from_)
-    else:
-        vocab_size, end_of_text = tokenizer.vocab_size, _trained_end_of_text(tokenizer)
-    return resolve_model(config.model, vocab_size, end_of_text, weights=False, task=task_of(config.objective))
+    known = _trained(tokenizer) if tokenizer.from_ is None else _local(tokenizer.from_)
+    return resolve_model(config.model, known, weights=False, task=task_of(config.objective))
 
 
-def _trained_end_of_text(tokenizer: TokenizerConfig) -> int | None:
-    """A tokenizer trained here has its special tokens first."""
-    convention = CONVENTIONS[tokenizer.convention]
-    token = convention.roles.get("eos_token")
-    return None if token is None else convention.tokens.index(token)
+def _trained(tokenizer: TokenizerConfig) -> Vocabulary:
+    """Of a tokenizer that will be trained."""
+    special = CONVENTIONS[tokenizer.convention].number
+    return Vocabulary(tokenizer.vocab_size, special("eos_token"), special("bos_token"), special("pad_token"))
 
 
-def _local_tokenizer(name: str) -> tuple[int | None, int | None]:
-    """Size and end-of-text token; unknown for a tokenizer of the hub, which is not downloaded for this."""
+def _local(name: str) -> Vocabulary:
+    """Unknown for a tokenizer of the hub, which is not downloaded for this."""
     if not Path(name).expanduser().is_dir():
-        return None, None
+        return Vocabulary()
     from jaxllm.data.tokenizer import Tokenizer
 
-    loaded = Tokenizer.load(name)
-    return loaded.vocab_size, loaded.eos_id
+    return Tokenizer.load(name).vocabulary
 
 
 def summarize(config: RunConfig, model: Model, devices: int | None = None) -> RunSummary:

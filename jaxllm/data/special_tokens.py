@@ -29,6 +29,11 @@ class Convention:
     extra: tuple[str, ...] = ()
     token_types: bool = False
 
+    def number(self, role: str) -> int | None:
+        """The number of the token that has a role, which a tokenizer trained here gives it; None where none has."""
+        token = self.roles.get(role)
+        return None if token is None else self.tokens.index(token)
+
     def companions(self) -> dict[str, str]:
         """The files beside tokenizer.json that transformers reads the roles from."""
         special: dict[str, Any] = dict(self.roles)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from jaxllm.data.special_tokens import CONVENTIONS, END_OF_TEXT, train_bpe, train_wordpiece
 from jaxllm.data.template import Template, pair_template, single_template
 from jaxllm.errors import ConfigError, DataError
+from jaxllm.families import Vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
@@ -117,6 +118,11 @@ class Tokenizer:
         usual = (convention.roles.get(role) for convention in CONVENTIONS.values())
         numbers = (self.backend.token_to_id(token) for token in usual if token)
         return next((int(number) for number in numbers if number is not None), None)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What a model must know of it."""
+        return Vocabulary(self.vocab_size, self.eos_id, self.special_id("bos_token"), self.special_id("pad_token"))
 
     @cached_property
     def single_template(self) -> Template:

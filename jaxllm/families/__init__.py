@@ -1,8 +1,7 @@
 """Model families as data: Hugging Face config -> ModelSpec and the table of weight rules.
 
-Adding a family: one file here that defines ARCHITECTURE, BASE_PREFIX, MAX_POSITIONS_KEY, POINTS, Keys, spec and rules, one
-entry in FAMILIES, one run file, one line in the test tables.  A family with other heads than a causal language model's defines
-ARCHITECTURES, head -> transformers class, instead of ARCHITECTURE, and its spec and rules take the task besides the keys.
+Adding a family: one file here that defines ARCHITECTURES (head -> transformers class), BASE_PREFIX, MAX_POSITIONS_KEY, POINTS,
+Keys, spec and rules, one entry in FAMILIES, one run file, one line in the test tables.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ from jaxllm.families.keys import BOOKKEEPING_KEYS, REFUSED_KEYS
 from jaxllm.families.points import ModulePoint
 from jaxllm.families.spec import Model, ModelSpec
 from jaxllm.families.tasks import LANGUAGE_MODEL, Task, task_of
+from jaxllm.families.vocabulary import Vocabulary
 from jaxllm.families.weights import WeightRule, flatten, flax_leaves
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "ModelSpec",
     "ModulePoint",
     "Task",
+    "Vocabulary",
     "WeightRule",
     "architectures",
     "check_sequence_length",
@@ -75,41 +76,41 @@ FAMILIES: dict[str, ModuleType] = {
     "roberta": roberta,
     "t5": t5,
 }
+UNKNOWN = Vocabulary()
+"""Of a tokenizer that is not there yet."""
 
 
 def resolve_model(
     config: ModelConfig,
-    vocab_size: int | None = None,
-    end_of_text: int | None = None,
+    vocabulary: Vocabulary = UNKNOWN,
     *,
     weights: bool = True,
     task: Task = LANGUAGE_MODEL,
 ) -> Model:
     """The definite model of a run file's `model` section.
 
-    vocab_size: the tokenizer's size; end_of_text: its end-of-text token.  They become the model's vocab_size, bos_token_id and
-    eos_token_id where the run file gives none.  weights: whether the weights of a hub model are downloaded too, or only its
-    config.json, which is enough to describe it.  task: decides the model's head.  Raises ConfigError for an unknown family, an
-    unknown or wrong key, a head that the family lacks, and a vocabulary smaller than the tokenizer.
+    vocabulary: the tokenizer's.  It gives the model's vocab_size, bos_token_id and eos_token_id, and pad_token_id where that
+    matters, if the run file does not.  weights: whether the weights of a hub model are downloaded too, or only its config.json,
+    which is enough to describe it.  task: decides the model's head.  Raises ConfigError for an unknown family, an unknown or
+    wrong key, a head that the family lacks, a vocabulary smaller than the tokenizer, and special tokens that are not its.
     """
     if config.from_ is not None:
-        return _from_folder(_local_folder(config.from_, weights=weights), vocab_size, task, weights=weights)
+        return _from_folder(_local_folder(config.from_, weights=weights), vocabulary, task, weights=weights)
     keys = config.huggingface
     family = str(config.family)
     own = FAMILIES[family].Keys.model_fields.keys() if family in FAMILIES else set()
     for key in sorted(keys.keys() & BOOKKEEPING_KEYS - own):
         raise ConfigError(f"model.{key}", "says nothing about the model that is trained; remove it")
-    from_tokenizer = {"vocab_size": vocab_size, "bos_token_id": end_of_text, "eos_token_id": end_of_text}
-    keys = {**{key: value for key, value in from_tokenizer.items() if value is not None}, **keys}
     if family not in FAMILIES:
         raise ConfigError("model.family", f"unknown family {family!r}; {nearest(family, FAMILIES)}")
+    keys = vocabulary.filled(keys, task, FAMILIES[family].Keys.model_fields["pad_token_id"].default)
     for key in sorted(keys.keys() & REFUSED_KEYS.keys()):
         raise ConfigError(f"model.{key}", REFUSED_KEYS[key].format(family=family))
     try:
         checked = FAMILIES[family].Keys.model_validate(keys)
     except ValidationError as error:
         raise one_sentence(error, prefix="model", allowed=FAMILIES[family].Keys) from None
-    return _model(family, checked, vocab_size, task, key="model.vocab_size", pretrained=None)
+    return _model(family, checked, vocabulary, task, key="model.vocab_size", pretrained=None)
 
 
 def check_sequence_length(model: Model, config: RunConfig) -> None:
@@ -153,37 +154,44 @@ def module_points(model: Model) -> dict[str, ModulePoint]:
     return expanded
 
 
-def _model(family: str, keys: Any, vocab_size: int | None, task: Task, key: str, pretrained: str | None) -> Model:
+def _model(family: str, keys: Any, vocabulary: Vocabulary, task: Task, key: str, pretrained: str | None) -> Model:
     module = FAMILIES[family]
     heads = architectures(family)
     if task.head not in heads:
         raise ConfigError("objective.kind", f"{family} has no head for {task.head}; it has {', '.join(sorted(heads))}")
-    if vocab_size is not None and keys.vocab_size < vocab_size:
-        remedy = f"set vocab_size to at least {vocab_size} or use" if pretrained is None else "use"
+    size = vocabulary.size
+    if size is not None and keys.vocab_size < size:
+        remedy = f"set vocab_size to at least {size} or use" if pretrained is None else "use"
         raise ConfigError(
             key,
-            f"the model's vocabulary of {keys.vocab_size} is smaller than the tokenizer's {vocab_size}; "
-            f"{remedy} a smaller tokenizer",
+            f"the model's vocabulary of {keys.vocab_size} is smaller than the tokenizer's {size}; {remedy} a smaller tokenizer",
         )
+    vocabulary.check(keys, task, pretrained)
     described = {
         "architectures": [heads[task.head]],
         "model_type": family,
         **keys.model_dump(mode="json"),
         **task.described,
     }
-    if task == LANGUAGE_MODEL:
-        return Model(family, module.spec(keys), module.rules(keys), described, pretrained)
-    return Model(family, module.spec(keys, task), module.rules(keys, task), described, pretrained)
+    spec: ModelSpec = module.spec(keys, task)
+    if vocabulary != UNKNOWN and spec.head.pool == "last" and spec.head.padding is None:
+        raise ConfigError(
+            "model.pad_token_id",
+            "is not given, and the tokenizer names neither a padding nor an end-of-text token; give it the tokenizer's padding "
+            "token, by which transformers finds the end of a row",
+        )
+    if task.head == "token-classification":
+        described.setdefault("classifier_dropout", spec.head.dropout)
+    return Model(family, spec, module.rules(keys, task), described, pretrained)
 
 
 def architectures(family: str) -> dict[str, str]:
     """The transformers class of each head that a family has."""
-    module = FAMILIES[family]
-    declared: dict[str, str] | None = getattr(module, "ARCHITECTURES", None)
-    return declared if declared is not None else {"causal-lm": module.ARCHITECTURE}
+    declared: dict[str, str] = FAMILIES[family].ARCHITECTURES
+    return declared
 
 
-def _from_folder(folder: Path, vocab_size: int | None, task: Task, *, weights: bool) -> Model:
+def _from_folder(folder: Path, vocabulary: Vocabulary, task: Task, *, weights: bool) -> Model:
     """The model that a folder's config.json describes, with the folder's weights."""
     file = folder / "config.json"
     try:
@@ -202,12 +210,12 @@ def _from_folder(folder: Path, vocab_size: int | None, task: Task, *, weights: b
     bookkeeping = BOOKKEEPING_KEYS - FAMILIES[family].Keys.model_fields.keys()
     keys = {key: value for key, value in written.items() if key not in bookkeeping}
     try:
-        checked = FAMILIES[family].Keys.model_validate(keys)
+        checked = FAMILIES[family].Keys.model_validate(vocabulary.filled_folder(keys, task))
     except ValidationError as error:
         found = one_sentence(error, prefix="", allowed=FAMILIES[family].Keys)
         said = "; ".join(f"{each.key}: {each.message}" if each.key else each.message for each in (found, *found.others))
         raise ConfigError("model.from", f"{file} is not a {family} model that jaxllm can train: {said}") from None
-    return _model(family, checked, vocab_size, task, key="model.from", pretrained=str(folder))
+    return _model(family, checked, vocabulary, task, key="model.from", pretrained=str(folder))
 
 
 def _local_folder(name: str, *, weights: bool) -> Path:

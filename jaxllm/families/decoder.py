@@ -15,6 +15,14 @@ from jaxllm.families.points import ModulePoint
 from jaxllm.families.spec import ModelSpec
 from jaxllm.families.weights import WeightRule
 
+
+def architectures(name: str, *, words: bool = True) -> dict[str, str]:
+    """The transformers classes of a decoder whose classes begin with `name`.  words: whether it has a token classifier."""
+    heads = {"causal-lm": "CausalLM", "sequence-classification": "SequenceClassification"}
+    heads |= {"token-classification": "TokenClassification"} if words else {}
+    return {head: f"{name}For{ending}" for head, ending in heads.items()}
+
+
 Pieces: TypeAlias = Mapping[str, tuple[str, ...]]
 
 BASE_PREFIX = "model."
@@ -71,13 +79,12 @@ def decoder_rules(
     embedding = Initializer("normal", std, zero_row=model.padding_token)
     rule = partial(WeightRule, sizes=model.sizes)
     layer = partial(rule, layers=model.layers)
-    head = ("lm_head.weight",)
     in_layer = {ours: layer(f"{LAYER}.{theirs}.weight", (f"layers.{ours}.scale",), "embed -> embed", "norm", scale)
                 for theirs, ours in norms.items()}  # fmt: skip
     before_mlp = [name for name in ("attention_output_norm", "mlp_norm") if name in in_layer]
     table = [
         rule("model.embed_tokens.weight", ("embed.embedding",), "vocab embed -> vocab embed", "embedding", embedding,
-             aliases=head if model.tie_embeddings else ()),
+             aliases=tied_head(model)),
         *([in_layer["attention_norm"]] if "attention_norm" in in_layer else []),
         *_attention(layer, normal, fused=fused),
         *_query_key_norms(model, layer, scale),
@@ -87,9 +94,25 @@ def decoder_rules(
         rule("model.norm.weight", ("final_norm.scale",), "embed -> embed", "norm", scale),
         *_biases(model, layer),
     ]  # fmt: skip
-    if not model.tie_embeddings:
-        table.append(rule(head[0], ("head.kernel",), "vocab embed -> embed vocab", "kernel", normal))
-    return tuple(table)
+    return (*table, *head_rules(model, normal, classifier="score"))
+
+
+def tied_head(model: ModelSpec) -> tuple[str, ...]:
+    """The name of a decoder's head where that is its token embedding."""
+    return ("lm_head.weight",) if model.tie_embeddings and model.head.kind == "causal-lm" else ()
+
+
+def head_rules(model: ModelSpec, normal: Initializer, *, classifier: str) -> list[WeightRule]:
+    """What a decoder's head has of its own.  classifier: name of a token classifier's output layer."""
+    rule = partial(WeightRule, sizes=model.sizes)
+    if model.head.kind == "causal-lm":
+        own = rule("lm_head.weight", ("head.kernel",), "vocab embed -> embed vocab", "kernel", normal)
+        return [] if model.tie_embeddings else [own]
+    name = "score" if model.head.kind == "sequence-classification" else classifier
+    table = [rule(f"{name}.weight", ("head.output.kernel",), "label embed -> embed label", "kernel", normal)]
+    if model.head.bias:
+        table.append(rule(f"{name}.bias", ("head.output.bias",), "label -> label", "bias", Initializer("zeros")))
+    return table
 
 
 _HEADS = "(heads head_dim) embed -> embed heads head_dim"

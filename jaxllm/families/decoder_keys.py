@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
-from jaxllm.families.keys import ACTIVATIONS, ActivationName, HuggingFaceKeys, check_pad_token
+from jaxllm.families.keys import ACTIVATIONS, CLASSIFIER_DROPOUT, ActivationName, HuggingFaceKeys, check_pad_token
 from jaxllm.families.rope import RopeSpec
 from jaxllm.families.rope_keys import RopeParameters, RopeType, read_rope
 from jaxllm.families.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec
+from jaxllm.families.tasks import Task, decoder_head
 
 LayerType: TypeAlias = Literal["full_attention", "sliding_attention"]
 
@@ -49,6 +50,7 @@ class DecoderKeys(HuggingFaceKeys):
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
     tie_word_embeddings: bool = False
+    classifier_dropout: float | None = Field(None, ge=0, lt=1, exclude=True, description=CLASSIFIER_DROPOUT)
     attention_dropout: float = Field(0.0, ge=0, lt=1)
     rope_parameters: RopeParameters = RopeParameters()
 
@@ -132,8 +134,8 @@ class DecoderKeys(HuggingFaceKeys):
         }
         return AttentionSpec(**{**common, **more})
 
-    def model(self, attentions: tuple[AttentionSpec, ...], activation: ActivationName, **more: Any) -> ModelSpec:
-        """The ModelSpec: gated MLPs and root-mean-square norms, and what the family adds or changes."""
+    def model(self, task: Task, attentions: tuple[AttentionSpec, ...], activation: ActivationName, **more: Any) -> ModelSpec:
+        """The ModelSpec: gated MLPs, root-mean-square norms and the task's head, and what the family adds or changes."""
         common = {
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
@@ -144,6 +146,7 @@ class DecoderKeys(HuggingFaceKeys):
             "learned_positions": False,
             "tie_embeddings": self.tie_word_embeddings,
             "padding_token": self.pad_token_id,
+            "head": decoder_head(task, self.pad_token_id, self.classifier_dropout),
         }
         return ModelSpec(**{**common, **more})
 

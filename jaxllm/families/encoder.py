@@ -108,6 +108,7 @@ def encoder_spec(
         dense={"masked-lm": lm_activation or activation, "sequence-classification": "tanh"}.get(task.head),
         dropout=0.0 if task.head == "masked-lm" else keys.head_dropout,
         dropout_before_dense=dropout_before_dense,
+        pool="first" if task.head == "sequence-classification" else None,
     )
     attention = AttentionSpec(
         heads=keys.num_attention_heads,

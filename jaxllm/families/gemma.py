@@ -10,9 +10,10 @@ from jaxllm.families import decoder
 from jaxllm.families.decoder_keys import DecoderKeys
 from jaxllm.families.keys import ActivationName
 from jaxllm.families.spec import AttentionSpec, ModelSpec, NormPlace, NormSpec
+from jaxllm.families.tasks import Task
 from jaxllm.families.weights import WeightRule
 
-ARCHITECTURE = "GemmaForCausalLM"
+ARCHITECTURES = decoder.architectures("Gemma")
 BASE_PREFIX = decoder.BASE_PREFIX
 MAX_POSITIONS_KEY = "max_position_embeddings"
 POINTS = decoder.decoder_points(decoder.PRE_NORMS)
@@ -30,11 +31,11 @@ class GemmaKeys(DecoderKeys):
     attention_bias: bool = False
 
     def gemma(
-        self, place: NormPlace, attentions: tuple[AttentionSpec, ...], activation: ActivationName, **more: Any
+        self, task: Task, place: NormPlace, attentions: tuple[AttentionSpec, ...], activation: ActivationName, **more: Any
     ) -> ModelSpec:
         """The ModelSpec of a Gemma with its norms in this place."""
         norm = NormSpec("rms", self.rms_norm_eps, place, unit_offset=True, rounds_late=True)
-        return self.model(attentions, activation, norm=norm, embedding_scale=self.hidden_size**0.5, **more)
+        return self.model(task, attentions, activation, norm=norm, embedding_scale=self.hidden_size**0.5, **more)
 
     def gemma_attention(self, **more: Any) -> AttentionSpec:
         """What every layer's attention has in common."""
@@ -61,11 +62,11 @@ class Keys(GemmaKeys):
         return super().filled_in(keys)
 
 
-def spec(keys: Keys) -> ModelSpec:
-    """The ModelSpec of a Gemma config."""
-    return keys.gemma("pre", (keys.gemma_attention(rope=keys.rope),) * keys.num_hidden_layers, keys.hidden_act)
+def spec(keys: Keys, task: Task) -> ModelSpec:
+    """The ModelSpec of a Gemma config, with the task's head."""
+    return keys.gemma(task, "pre", (keys.gemma_attention(rope=keys.rope),) * keys.num_hidden_layers, keys.hidden_act)
 
 
-def rules(keys: Keys) -> tuple[WeightRule, ...]:
+def rules(keys: Keys, task: Task) -> tuple[WeightRule, ...]:
     """Every weight of a Gemma model, in checkpoint order."""
-    return decoder.decoder_rules(spec(keys), keys.initializer_range, decoder.PRE_NORMS)
+    return decoder.decoder_rules(spec(keys, task), keys.initializer_range, decoder.PRE_NORMS)

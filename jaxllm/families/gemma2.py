@@ -11,9 +11,10 @@ from jaxllm.families.decoder_keys import LayerType, by_layer_type, check_layer_t
 from jaxllm.families.gemma import GemmaKeys
 from jaxllm.families.keys import ActivationName
 from jaxllm.families.spec import ModelSpec
+from jaxllm.families.tasks import Task
 from jaxllm.families.weights import WeightRule
 
-ARCHITECTURE = "Gemma2ForCausalLM"
+ARCHITECTURES = decoder.architectures("Gemma2")
 BASE_PREFIX = decoder.BASE_PREFIX
 MAX_POSITIONS_KEY = "max_position_embeddings"
 POINTS = decoder.decoder_points(decoder.SANDWICH_NORMS)
@@ -68,15 +69,15 @@ class Keys(Gemma2Keys):
         return super().filled_in(keys)
 
 
-def spec(keys: Keys) -> ModelSpec:
-    """The ModelSpec of a Gemma 2 config."""
+def spec(keys: Keys, task: Task) -> ModelSpec:
+    """The ModelSpec of a Gemma 2 config, with the task's head."""
     attention = keys.gemma_attention(
         rope=keys.rope, scale=keys.query_pre_attn_scalar**-0.5, softcap=keys.attn_logit_softcapping
     )
     attentions = by_layer_type(keys.layer_types, attention, keys.sliding_window)
-    return keys.gemma("sandwich", attentions, keys.hidden_activation, final_softcap=keys.final_logit_softcapping)
+    return keys.gemma(task, "sandwich", attentions, keys.hidden_activation, final_softcap=keys.final_logit_softcapping)
 
 
-def rules(keys: Keys) -> tuple[WeightRule, ...]:
+def rules(keys: Keys, task: Task) -> tuple[WeightRule, ...]:
     """Every weight of a Gemma 2 model, in checkpoint order."""
-    return decoder.decoder_rules(spec(keys), keys.initializer_range, decoder.SANDWICH_NORMS)
+    return decoder.decoder_rules(spec(keys, task), keys.initializer_range, decoder.SANDWICH_NORMS)

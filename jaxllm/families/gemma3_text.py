@@ -16,9 +16,10 @@ from jaxllm.families.gemma2 import Gemma2Keys, fill_in_layer_types
 from jaxllm.families.keys import HuggingFaceKeys
 from jaxllm.families.rope_keys import RopeParameters, RopeType, read_rope
 from jaxllm.families.spec import ModelSpec
+from jaxllm.families.tasks import Task
 from jaxllm.families.weights import WeightRule
 
-ARCHITECTURE = "Gemma3ForCausalLM"
+ARCHITECTURES = {"causal-lm": "Gemma3ForCausalLM", "sequence-classification": "Gemma3TextForSequenceClassification"}
 BASE_PREFIX = decoder.BASE_PREFIX
 MAX_POSITIONS_KEY = "max_position_embeddings"
 POINTS = decoder.decoder_points(decoder.SANDWICH_NORMS)
@@ -71,8 +72,8 @@ class Keys(Gemma2Keys):
         self.check_rope(self.rope_parameters.sliding_attention)
 
 
-def spec(keys: Keys) -> ModelSpec:
-    """The ModelSpec of a Gemma 3 config."""
+def spec(keys: Keys, task: Task) -> ModelSpec:
+    """The ModelSpec of a Gemma 3 config, with the task's head."""
     positions = keys.max_position_embeddings
     rope, local = (
         parameters.spec(positions)
@@ -80,9 +81,9 @@ def spec(keys: Keys) -> ModelSpec:
     )
     attention = keys.gemma_attention(rope=rope, scale=keys.query_pre_attn_scalar**-0.5, query_key_norm="head")
     attentions = by_layer_type(keys.layer_types, attention, keys.sliding_window, local)
-    return keys.gemma("sandwich", attentions, keys.hidden_activation, final_softcap=keys.final_logit_softcapping)
+    return keys.gemma(task, "sandwich", attentions, keys.hidden_activation, final_softcap=keys.final_logit_softcapping)
 
 
-def rules(keys: Keys) -> tuple[WeightRule, ...]:
+def rules(keys: Keys, task: Task) -> tuple[WeightRule, ...]:
     """Every weight of a Gemma 3 model, in checkpoint order."""
-    return decoder.decoder_rules(spec(keys), keys.initializer_range, decoder.SANDWICH_NORMS)
+    return decoder.decoder_rules(spec(keys, task), keys.initializer_range, decoder.SANDWICH_NORMS)

@@ -7,13 +7,19 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from jaxllm.families.decoder import head_rules, tied_head
 from jaxllm.families.initialization import Initializer
-from jaxllm.families.keys import ACTIVATIONS, ActivationName, HuggingFaceKeys, check_pad_token
+from jaxllm.families.keys import ACTIVATIONS, CLASSIFIER_DROPOUT, ActivationName, HuggingFaceKeys, check_pad_token
 from jaxllm.families.points import ModulePoint
 from jaxllm.families.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec
+from jaxllm.families.tasks import Task, decoder_head
 from jaxllm.families.weights import WeightRule
 
-ARCHITECTURE = "GPT2LMHeadModel"
+ARCHITECTURES = {
+    "causal-lm": "GPT2LMHeadModel",
+    "sequence-classification": "GPT2ForSequenceClassification",
+    "token-classification": "GPT2ForTokenClassification",
+}
 BASE_PREFIX = "transformer."
 MAX_POSITIONS_KEY = "n_positions"
 _LAYER = "transformer.h.{layer}"
@@ -55,6 +61,7 @@ class Keys(HuggingFaceKeys):
     reorder_and_upcast_attn: Literal[False] = False
     add_cross_attention: Literal[False] = False
     tie_word_embeddings: bool = True
+    classifier_dropout: float | None = Field(None, ge=0, lt=1, exclude=True, description=CLASSIFIER_DROPOUT)
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Keys:
@@ -64,8 +71,8 @@ class Keys(HuggingFaceKeys):
         return self
 
 
-def spec(keys: Keys) -> ModelSpec:
-    """The ModelSpec of a GPT-2 config."""
+def spec(keys: Keys, task: Task) -> ModelSpec:
+    """The ModelSpec of a GPT-2 config, with the task's head."""
     head_dim = keys.n_embd // keys.n_head
     attention = AttentionSpec(
         heads=keys.n_head,
@@ -87,12 +94,13 @@ def spec(keys: Keys) -> ModelSpec:
         tie_embeddings=keys.tie_word_embeddings,
         embedding_dropout=keys.embd_pdrop,
         residual_dropout=keys.resid_pdrop,
+        head=decoder_head(task, keys.pad_token_id, keys.classifier_dropout),
     )
 
 
-def rules(keys: Keys) -> tuple[WeightRule, ...]:
+def rules(keys: Keys, task: Task) -> tuple[WeightRule, ...]:
     """Every weight of a GPT-2 model, in checkpoint order.  Its Conv1D kernels are (in, out), unlike torch's Linear."""
-    model = spec(keys)
+    model = spec(keys, task)
     normal, ones, zeros = Initializer("normal", keys.initializer_range), Initializer("ones"), Initializer("zeros")
     # Both projections back into the residual stream start smaller by 1 / sqrt(number of residual additions).
     residual = Initializer("normal", keys.initializer_range / (2 * model.layers) ** 0.5)
@@ -101,10 +109,9 @@ def rules(keys: Keys) -> tuple[WeightRule, ...]:
     at, to = "transformer.h.{layer}.attn", "layers.attention"
     mlp, mlp_to = "transformer.h.{layer}.mlp", "layers.mlp"
     qkv = (f"{to}.query", f"{to}.key", f"{to}.value")
-    head = ("lm_head.weight",)
     table = [
         rule("transformer.wte.weight", ("embed.embedding",), "vocab embed -> vocab embed", "embedding", normal,
-             aliases=head if model.tie_embeddings else ()),
+             aliases=tied_head(model)),
         rule("transformer.wpe.weight", ("position_embed.embedding",), "position embed -> position embed", "embedding", normal),
         layer("transformer.h.{layer}.ln_1.weight", ("layers.attention_norm.scale",), "embed -> embed", "norm", ones),
         layer("transformer.h.{layer}.ln_1.bias", ("layers.attention_norm.bias",), "embed -> embed", "norm", zeros),
@@ -124,6 +131,4 @@ def rules(keys: Keys) -> tuple[WeightRule, ...]:
         rule("transformer.ln_f.weight", ("final_norm.scale",), "embed -> embed", "norm", ones),
         rule("transformer.ln_f.bias", ("final_norm.bias",), "embed -> embed", "norm", zeros),
     ]  # fmt: skip
-    if not model.tie_embeddings:
-        table.append(rule(head[0], ("head.kernel",), "vocab embed -> embed vocab", "kernel", normal))
-    return tuple(table)
+    return (*table, *head_rules(model, normal, classifier="classifier"))

@@ -36,6 +36,8 @@ REFUSED_KEYS: Mapping[str, str] = {
     "auto_map": "code that comes with a checkpoint is never run; remove auto_map if transformers' own {family} is this model",
 }
 
+CLASSIFIER_DROPOUT = "Before the head of a token classifier; 0.1 if it is not given."
+
 ActivationName: TypeAlias = Literal["silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"]
 
 ACTIVATIONS: dict[ActivationName, Activation] = {

@@ -10,9 +10,10 @@ from jaxllm.families import decoder
 from jaxllm.families.decoder_keys import DecoderKeys, fill_in_head_dim
 from jaxllm.families.keys import ActivationName
 from jaxllm.families.spec import ModelSpec
+from jaxllm.families.tasks import Task
 from jaxllm.families.weights import WeightRule
 
-ARCHITECTURE = "MistralForCausalLM"
+ARCHITECTURES = decoder.architectures("Mistral")
 BASE_PREFIX = decoder.BASE_PREFIX
 MAX_POSITIONS_KEY = "max_position_embeddings"
 POINTS = decoder.decoder_points(decoder.PRE_NORMS)
@@ -35,12 +36,12 @@ class Keys(DecoderKeys):
         return super().filled_in(keys)
 
 
-def spec(keys: Keys) -> ModelSpec:
-    """The ModelSpec of a Mistral config."""
+def spec(keys: Keys, task: Task) -> ModelSpec:
+    """The ModelSpec of a Mistral config, with the task's head."""
     attention = keys.attention(rope=keys.rope, window=keys.sliding_window)
-    return keys.model((attention,) * keys.num_hidden_layers, keys.hidden_act)
+    return keys.model(task, (attention,) * keys.num_hidden_layers, keys.hidden_act)
 
 
-def rules(keys: Keys) -> tuple[WeightRule, ...]:
+def rules(keys: Keys, task: Task) -> tuple[WeightRule, ...]:
     """Every weight of a Mistral model, in checkpoint order."""
-    return decoder.decoder_rules(spec(keys), keys.initializer_range, decoder.PRE_NORMS)
+    return decoder.decoder_rules(spec(keys, task), keys.initializer_range, decoder.PRE_NORMS)

@@ -11,9 +11,10 @@ from jaxllm.families.decoder_keys import DecoderKeys
 from jaxllm.families.keys import ACTIVATIONS, ActivationName
 from jaxllm.families.rope_keys import RopeParameters
 from jaxllm.families.spec import ExpertsSpec, MlpSpec, ModelSpec
+from jaxllm.families.tasks import Task
 from jaxllm.families.weights import WeightRule
 
-ARCHITECTURE = "MixtralForCausalLM"
+ARCHITECTURES = decoder.architectures("Mixtral")
 BASE_PREFIX = decoder.BASE_PREFIX
 MAX_POSITIONS_KEY = "max_position_embeddings"
 POINTS = decoder.decoder_points(decoder.PRE_NORMS, experts=True)
@@ -58,17 +59,17 @@ def check_experts(per_token: int, count: int, key: str) -> None:
         raise ValueError(f"num_experts_per_tok {per_token} is more than {key} {count}")
 
 
-def spec(keys: Keys) -> ModelSpec:
-    """The ModelSpec of a Mixtral config."""
+def spec(keys: Keys, task: Task) -> ModelSpec:
+    """The ModelSpec of a Mixtral config, with the task's head."""
     balance = keys.router_aux_loss_coef if keys.output_router_logits else 0.0
     experts = ExpertsSpec(
         keys.num_local_experts, keys.num_experts_per_tok, normalised=True, rounds_weights=False, balance=balance
     )
     mlp = MlpSpec(keys.intermediate_size, ACTIVATIONS[keys.hidden_act], gated=True, bias=False, experts=experts)
     attention = keys.attention(rope=keys.rope, window=keys.sliding_window)
-    return keys.model((attention,) * keys.num_hidden_layers, keys.hidden_act, mlp=mlp)
+    return keys.model(task, (attention,) * keys.num_hidden_layers, keys.hidden_act, mlp=mlp)
 
 
-def rules(keys: Keys) -> tuple[WeightRule, ...]:
+def rules(keys: Keys, task: Task) -> tuple[WeightRule, ...]:
     """Every weight of a Mixtral model, in checkpoint order."""
-    return decoder.decoder_rules(spec(keys), keys.initializer_range, decoder.PRE_NORMS, experts=_STORED)
+    return decoder.decoder_rules(spec(keys, task), keys.initializer_range, decoder.PRE_NORMS, experts=_STORED)

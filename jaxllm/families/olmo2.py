@@ -8,9 +8,10 @@ from jaxllm.families import decoder
 from jaxllm.families.decoder_keys import DecoderKeys
 from jaxllm.families.keys import ActivationName
 from jaxllm.families.spec import ModelSpec, NormSpec
+from jaxllm.families.tasks import Task
 from jaxllm.families.weights import WeightRule
 
-ARCHITECTURE = "Olmo2ForCausalLM"
+ARCHITECTURES = decoder.architectures("Olmo2", words=False)
 BASE_PREFIX = decoder.BASE_PREFIX
 MAX_POSITIONS_KEY = "max_position_embeddings"
 POINTS = decoder.decoder_points(decoder.OUTPUT_NORMS)
@@ -28,14 +29,14 @@ class Keys(DecoderKeys):
     attention_bias: bool = False
 
 
-def spec(keys: Keys) -> ModelSpec:
-    """The ModelSpec of an OLMo 2 config."""
+def spec(keys: Keys, task: Task) -> ModelSpec:
+    """The ModelSpec of an OLMo 2 config, with the task's head."""
     bias = keys.attention_bias
     attention = keys.attention(rope=keys.rope, query_key_norm="all_heads", qkv_bias=bias, output_bias=bias)
     norm = NormSpec("rms", keys.rms_norm_eps, "output", rounds_late=True)
-    return keys.model((attention,) * keys.num_hidden_layers, keys.hidden_act, norm=norm)
+    return keys.model(task, (attention,) * keys.num_hidden_layers, keys.hidden_act, norm=norm)
 
 
-def rules(keys: Keys) -> tuple[WeightRule, ...]:
+def rules(keys: Keys, task: Task) -> tuple[WeightRule, ...]:
     """Every weight of an OLMo 2 model, in checkpoint order."""
-    return decoder.decoder_rules(spec(keys), keys.initializer_range, decoder.OUTPUT_NORMS)
+    return decoder.decoder_rules(spec(keys, task), keys.initializer_range, decoder.OUTPUT_NORMS)

@@ -11,9 +11,10 @@ from jaxllm.families.decoder_keys import DecoderKeys
 from jaxllm.families.keys import ActivationName
 from jaxllm.families.rope_keys import RopeParameters, RopeType
 from jaxllm.families.spec import ModelSpec
+from jaxllm.families.tasks import Task
 from jaxllm.families.weights import WeightRule
 
-ARCHITECTURE = "Phi3ForCausalLM"
+ARCHITECTURES = decoder.architectures("Phi3")
 BASE_PREFIX = decoder.BASE_PREFIX
 MAX_POSITIONS_KEY = "max_position_embeddings"
 POINTS = decoder.decoder_points(decoder.PRE_NORMS)
@@ -50,12 +51,12 @@ class Keys(DecoderKeys):
         return keys
 
 
-def spec(keys: Keys) -> ModelSpec:
-    """The ModelSpec of a Phi-3 config."""
+def spec(keys: Keys, task: Task) -> ModelSpec:
+    """The ModelSpec of a Phi-3 config, with the task's head."""
     attention = keys.attention(rope=keys.rope, window=keys.sliding_window)
-    return keys.model((attention,) * keys.num_hidden_layers, keys.hidden_act, residual_dropout=keys.resid_pdrop)
+    return keys.model(task, (attention,) * keys.num_hidden_layers, keys.hidden_act, residual_dropout=keys.resid_pdrop)
 
 
-def rules(keys: Keys) -> tuple[WeightRule, ...]:
+def rules(keys: Keys, task: Task) -> tuple[WeightRule, ...]:
     """Every weight of a Phi-3 model, in checkpoint order."""
-    return decoder.decoder_rules(spec(keys), keys.initializer_range, decoder.PRE_NORMS, fused=True)
+    return decoder.decoder_rules(spec(keys, task), keys.initializer_range, decoder.PRE_NORMS, fused=True)

@@ -10,9 +10,10 @@ from jaxllm.families import decoder
 from jaxllm.families.decoder_keys import DecoderKeys, LayerType, by_layer_type, check_layer_types
 from jaxllm.families.keys import ActivationName
 from jaxllm.families.spec import AttentionSpec, ModelSpec
+from jaxllm.families.tasks import Task
 from jaxllm.families.weights import WeightRule
 
-ARCHITECTURE = "Qwen2ForCausalLM"
+ARCHITECTURES = decoder.architectures("Qwen2")
 BASE_PREFIX = decoder.BASE_PREFIX
 MAX_POSITIONS_KEY = "max_position_embeddings"
 POINTS = decoder.decoder_points(decoder.PRE_NORMS)
@@ -59,11 +60,11 @@ class Keys(QwenKeys):
     """transformers.Qwen2Config."""
 
 
-def spec(keys: Keys) -> ModelSpec:
-    """The ModelSpec of a Qwen2 config."""
-    return keys.model(keys.attentions(keys.attention(rope=keys.rope, qkv_bias=True)), keys.hidden_act)
+def spec(keys: Keys, task: Task) -> ModelSpec:
+    """The ModelSpec of a Qwen2 config, with the task's head."""
+    return keys.model(task, keys.attentions(keys.attention(rope=keys.rope, qkv_bias=True)), keys.hidden_act)
 
 
-def rules(keys: Keys) -> tuple[WeightRule, ...]:
+def rules(keys: Keys, task: Task) -> tuple[WeightRule, ...]:
     """Every weight of a Qwen2 model, in checkpoint order."""
-    return decoder.decoder_rules(spec(keys), keys.initializer_range, decoder.PRE_NORMS)
+    return decoder.decoder_rules(spec(keys, task), keys.initializer_range, decoder.PRE_NORMS)

@@ -7,9 +7,10 @@ from pydantic import Field
 from jaxllm.families import decoder
 from jaxllm.families.qwen2 import QwenKeys
 from jaxllm.families.spec import ModelSpec
+from jaxllm.families.tasks import Task
 from jaxllm.families.weights import WeightRule
 
-ARCHITECTURE = "Qwen3ForCausalLM"
+ARCHITECTURES = decoder.architectures("Qwen3")
 BASE_PREFIX = decoder.BASE_PREFIX
 MAX_POSITIONS_KEY = "max_position_embeddings"
 POINTS = decoder.decoder_points(decoder.PRE_NORMS)
@@ -22,13 +23,13 @@ class Keys(QwenKeys):
     attention_bias: bool = False
 
 
-def spec(keys: Keys) -> ModelSpec:
-    """The ModelSpec of a Qwen3 config."""
+def spec(keys: Keys, task: Task) -> ModelSpec:
+    """The ModelSpec of a Qwen3 config, with the task's head."""
     bias = keys.attention_bias
     attention = keys.attention(rope=keys.rope, query_key_norm="head", qkv_bias=bias, output_bias=bias)
-    return keys.model(keys.attentions(attention), keys.hidden_act)
+    return keys.model(task, keys.attentions(attention), keys.hidden_act)
 
 
-def rules(keys: Keys) -> tuple[WeightRule, ...]:
+def rules(keys: Keys, task: Task) -> tuple[WeightRule, ...]:
     """Every weight of a Qwen3 model, in checkpoint order."""
-    return decoder.decoder_rules(spec(keys), keys.initializer_range, decoder.PRE_NORMS)
+    return decoder.decoder_rules(spec(keys, task), keys.initializer_range, decoder.PRE_NORMS)

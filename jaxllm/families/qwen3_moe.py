@@ -11,9 +11,10 @@ from jaxllm.families.decoder_keys import DecoderKeys
 from jaxllm.families.keys import ACTIVATIONS, ActivationName
 from jaxllm.families.mixtral import check_experts
 from jaxllm.families.spec import ExpertsSpec, MlpSpec, ModelSpec
+from jaxllm.families.tasks import Task
 from jaxllm.families.weights import WeightRule
 
-ARCHITECTURE = "Qwen3MoeForCausalLM"
+ARCHITECTURES = decoder.architectures("Qwen3Moe")
 BASE_PREFIX = decoder.BASE_PREFIX
 MAX_POSITIONS_KEY = "max_position_embeddings"
 POINTS = decoder.decoder_points(decoder.PRE_NORMS, experts=True)
@@ -74,17 +75,17 @@ class Keys(DecoderKeys):
         return self
 
 
-def spec(keys: Keys) -> ModelSpec:
-    """The ModelSpec of a Qwen3 config with experts."""
+def spec(keys: Keys, task: Task) -> ModelSpec:
+    """The ModelSpec of a Qwen3 config with experts, with the task's head."""
     balance, bias = keys.router_aux_loss_coef if keys.output_router_logits else 0.0, keys.attention_bias
     experts = ExpertsSpec(keys.num_experts, keys.num_experts_per_tok, keys.norm_topk_prob, rounds_weights=True, balance=balance)
     mlp = MlpSpec(keys.moe_intermediate_size, ACTIVATIONS[keys.hidden_act], gated=True, bias=False, experts=experts)
     attention = keys.attention(
         rope=keys.rope, window=keys.sliding_window, query_key_norm="head", qkv_bias=bias, output_bias=bias
     )
-    return keys.model((attention,) * keys.num_hidden_layers, keys.hidden_act, mlp=mlp)
+    return keys.model(task, (attention,) * keys.num_hidden_layers, keys.hidden_act, mlp=mlp)
 
 
-def rules(keys: Keys) -> tuple[WeightRule, ...]:
+def rules(keys: Keys, task: Task) -> tuple[WeightRule, ...]:
     """Every weight of a Qwen3 model with experts, in checkpoint order."""
-    return decoder.decoder_rules(spec(keys), keys.initializer_range, decoder.PRE_NORMS, experts=_STORED)
+    return decoder.decoder_rules(spec(keys, task), keys.initializer_range, decoder.PRE_NORMS, experts=_STORED)

@@ -18,6 +18,7 @@ NormPlace = Literal["pre", "output", "sandwich", "post"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "tanh"]
 HeadKind = Literal["causal-lm", "masked-lm", "sequence-classification", "token-classification", "seq2seq"]
 LossKind = Literal["cross-entropy", "binary-cross-entropy", "squared-error"]
+Pool = Literal["first", "last"]
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,10 @@ class MlpSpec:
 class HeadSpec:
     """What makes outputs of the last hidden states.
 
-    outputs: how many, for each token or, with `sequence-classification`, for the first token of a row.  loss: how they are
-    compared with the targets.  dense: activation of a dense layer before the output layer; a masked language model has a norm
-    behind it.  dropout: before the output layer of a classification, and with `dropout_before_dense` before the dense one too.
+    outputs: how many, for each token or, with `pool`, for the token that stands for its row: the first, or the last that is
+    not `padding`, the token that fills rows up.  loss: how they are compared with the targets.  dense: activation of a dense
+    layer before the output layer; a masked language model has a norm behind it.  bias: whether the output layer of a
+    classification has one.  dropout: before it, and with `dropout_before_dense` before the dense layer too.
     """
 
     kind: HeadKind = "causal-lm"
@@ -136,6 +138,9 @@ class HeadSpec:
     dense: Activation | None = None
     dropout: float = 0.0
     dropout_before_dense: bool = False
+    bias: bool = True
+    pool: Pool | None = None
+    padding: int | None = None
 
 
 @dataclass(frozen=True)

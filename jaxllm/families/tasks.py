@@ -12,7 +12,7 @@ from jaxllm.config.objective import (
     SequenceClassificationObjective,
     TokenClassificationObjective,
 )
-from jaxllm.families.spec import HeadKind, LossKind
+from jaxllm.families.spec import HeadKind, HeadSpec, LossKind
 
 _LOSSES: Mapping[ProblemType, LossKind] = {
     "single_label_classification": "cross-entropy",
@@ -35,6 +35,11 @@ class Task:
         return _LOSSES[self.problem_type or "single_label_classification"]
 
     @property
+    def reads_padding(self) -> bool:
+        """Whether it matters to the model which token fills rows up: it has an embedding of its own, or a place in the head."""
+        return self.head != "causal-lm"
+
+    @property
     def described(self) -> dict[str, Any]:
         """What a config.json says of it."""
         if not self.labels:
@@ -47,6 +52,22 @@ class Task:
 
 
 LANGUAGE_MODEL = Task()
+DECODER_DROPOUT = 0.1
+
+
+def decoder_head(task: Task, padding: int | None, dropout: float | None) -> HeadSpec:
+    """The head of a decoder, as transformers has it for all of them.
+
+    padding: the config's pad_token_id.  dropout: its classifier_dropout; None: transformers' default.  A sequence classifier
+    has neither dropout nor bias.
+    """
+    match task.head:
+        case "sequence-classification":
+            return HeadSpec(task.head, len(task.labels), task.loss, bias=False, pool="last", padding=padding)
+        case "token-classification":
+            rate = DECODER_DROPOUT if dropout is None else dropout
+            return HeadSpec(task.head, len(task.labels), task.loss, dropout=rate)
+    return HeadSpec()
 
 
 def task_of(objective: ObjectiveConfig) -> Task:

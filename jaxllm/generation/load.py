@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ def _from_run(folder: RunFolder, step: int | None, report: Callable[[str], None]
     checkpoint = store.open(step) if step is not None else store.latest(report)
     if checkpoint is None:
         raise JaxllmError(f"{folder.path} has no whole checkpoint yet; train it with: jaxllm train {folder.config} --resume")
-    return Trained(_run(config), Tokenizer.load(str(folder.tokenizer)), checkpoint)
+    tokenizer = Tokenizer.load(str(folder.tokenizer))
+    return Trained(_run(config, tokenizer), tokenizer, checkpoint)
 
 
 def _from_pretrained(folder: Path) -> Trained:
@@ -63,7 +64,7 @@ def _from_pretrained(folder: Path) -> Trained:
             "training": {"steps": 1, "global_batch": 1},
         }
     )
-    return Trained(_run(config), tokenizer, None)
+    return Trained(_run(config, tokenizer), tokenizer, None)
 
 
 def _objective(folder: Path) -> dict[str, Any]:
@@ -90,10 +91,11 @@ def _data(objective: Mapping[str, Any]) -> dict[str, Any]:
     return {} if objective["kind"] in ("causal-lm", "masked-lm", "span-corruption") else {"packing": "none"}
 
 
-def _run(config: RunConfig) -> Run:
+def _run(config: RunConfig, tokenizer: Tokenizer) -> Run:
     training = config.training.model_copy(update={"micro_batch": None})  # what fitted many devices need not fit one
     config = config.model_copy(update={"training": training})
-    return on_one_device(Run(config, resolve_model(config.model, task=task_of(config.objective)), total_steps=1))
+    special = replace(tokenizer.vocabulary, size=None)  # some tokenizers have more entries than their model, for other uses
+    return on_one_device(Run(config, resolve_model(config.model, special, task=task_of(config.objective)), total_steps=1))
 
 
 def _listed(steps: list[int]) -> str:

@@ -21,7 +21,7 @@ import jax
 
 from jaxllm.config import RunConfig, total_steps
 from jaxllm.errors import ConfigError, JaxllmError
-from jaxllm.families import check_sequence_length, resolve_model
+from jaxllm.families import Vocabulary, check_sequence_length, resolve_model, task_of
 from jaxllm.jax_backend.abstract import compile_step, topology_mesh
 from jaxllm.jax_backend.assembly import assemble
 from jaxllm.jax_backend.sharding import data_parallel
@@ -42,7 +42,8 @@ def respond(request: dict[str, Any]) -> dict[str, Any]:
     jax.config.update("jax_enable_compilation_cache", False)
     config = RunConfig.model_validate(request["config"])
     try:
-        model = resolve_model(config.model, request["vocab_size"], weights=False)
+        vocabulary = Vocabulary(request["vocab_size"])
+        model = resolve_model(config.model, vocabulary, weights=False, task=task_of(config.objective))
         check_sequence_length(model, config)
         run = Run(config, model, total_steps(config))
         mesh = topology_mesh(run, request["topology"], request["slices"], request["options"])

@@ -42,6 +42,11 @@ class Checkpoint:
         described = ModelConfig.model_validate({"from": str(folder)})
         objective = _objective(folder)
         model = resolve_model(described, task=task_of(objective))
+        if model.spec.head.pool == "last" and model.spec.head.padding is None:
+            raise CheckpointError(
+                f"{folder / 'config.json'} has no pad_token_id, by which transformers finds the end of a row; set it to the "
+                "tokenizer's padding token"
+            )
         check_shapes(model, pretrained_weights(model, folder))
         return cls(folder, model, objective)
 
@@ -85,12 +90,13 @@ def _objective(folder: Path) -> ObjectiveConfig:
         return CausalLmObjective()  # resolving the model says what is wrong
     heads = {name: head for head, name in architectures(family).items()}
     known = [heads[name] for name in named if name in heads]
-    if not known and len(heads) > 1:
+    usual = next(iter(heads.values()))
+    if not known and usual != "causal-lm" and len(heads) > 1:
         said = ", ".join(map(str, named)) or "none"
         raise CheckpointError(
             f"{folder / 'config.json'}: architectures: {said} is no head of family {family}; use one of {', '.join(heads)}"
         )
-    kind = known[0] if known else next(iter(heads.values()))
+    kind = known[0] if known else usual
     document: dict[str, Any] = {"kind": kind}
     if kind in ("sequence-classification", "token-classification"):
         document["num_labels"] = len(written.get("id2label") or ()) or written.get("num_labels") or 2

@@ -36,7 +36,7 @@ def examine(config: RunConfig, folder: Path, *, progress: bool = False) -> Subje
     JaxllmError for a run file that cannot be run.
     """
     data = prepare(config, progress=progress)
-    model = resolve_model(config.model, data.vocab_size, data.tokenizer.eos_id, task=task_of(config.objective))
+    model = resolve_model(config.model, data.tokenizer.vocabulary, task=task_of(config.objective))
     notes: tuple[str, ...] = ()
     if model.spec.has_dropout:
         rates = _dropout_rates(model)
@@ -45,7 +45,7 @@ def examine(config: RunConfig, folder: Path, *, progress: bool = False) -> Subje
             f"dropout is switched off for the proof ({listed} in the run file): each backend draws its own random numbers",
         )
         config = config.model_copy(update={"model": _without_dropout(config.model, model, rates, folder)})
-        model = resolve_model(config.model, data.vocab_size, data.tokenizer.eos_id, task=task_of(config.objective))
+        model = resolve_model(config.model, data.tokenizer.vocabulary, task=task_of(config.objective))
         assert not model.spec.has_dropout  # noqa: S101 - a family spells dropout in a way that `_dropout_rates` does not know
     check_sequence_length(model, config)
     return Subject(Run(config, model, total_steps(config)), data, notes)

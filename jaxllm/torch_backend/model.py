@@ -131,7 +131,10 @@ def model_inputs(
 
     segments = torch.from_numpy(batch.segments).to(device)
     mask = packed_mask(segments, attention, dtype, causal=spec.attention.causal)
-    tokens, positions = whole(batch.inputs[:, mine]), whole(batch.positions[:, mine]) + spec.position_offset
+    filled = batch.inputs
+    if spec.head.padding is not None:  # transformers looks for the last token that is none
+        filled = np.where(batch.segments > 0, filled, np.int32(spec.head.padding))
+    tokens, positions = whole(filled[:, mine]), whole(batch.positions[:, mine]) + spec.position_offset
     arguments: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
     if spec.encoder is not None:
         arguments = {"decoder_input_ids": tokens, "decoder_attention_mask": mask, **_source(batch, attention, dtype, device)}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from jaxllm.backend import Backend, create_backend
 from jaxllm.config.schema import BackendName, Precision, RunConfig
 from jaxllm.data.batch import Batch, Shard
-from jaxllm.families import resolve_model, task_of
+from jaxllm.families import Vocabulary, resolve_model, task_of
 from jaxllm.families.spec import HeadKind
 from jaxllm.parity.tolerances import has_gradient, relative_error
 from jaxllm.run import Run
@@ -135,7 +135,7 @@ def make_run(
             "deepspeed": deepspeed,
         }
     )
-    return Run(config, resolve_model(config.model, VOCABULARY, 0, task=task_of(config.objective)), steps)
+    return Run(config, resolve_model(config.model, Vocabulary(VOCABULARY, end=0), task=task_of(config.objective)), steps)
 
 
 def make_batch(step: int, shard: Shard = Shard(0, 1), head: HeadKind = "causal-lm") -> Batch:

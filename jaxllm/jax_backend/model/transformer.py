@@ -20,7 +20,7 @@ from jaxllm.jax_backend.model.block import Block
 from jaxllm.jax_backend.model.dropout import Site, token_dropout
 from jaxllm.jax_backend.model.encoder import Encoder
 from jaxllm.jax_backend.model.experts import Routing
-from jaxllm.jax_backend.model.head import ClassificationHead, MaskedLmHead, Projection, build_head
+from jaxllm.jax_backend.model.head import ClassificationHead, MaskedLmHead, Projection, build_head, last_token
 from jaxllm.jax_backend.model.linear import Embedding, Linear
 from jaxllm.jax_backend.model.norm import Norm
 from jaxllm.jax_backend.model.parameter import stacked
@@ -51,11 +51,15 @@ class Text(NamedTuple):
 
 
 class Hidden(NamedTuple):
-    """What comes out of the last layer: states (B, S, E), what they were made in, and what the routers of all layers did."""
+    """What comes out of the last layer: states (B, S, E), what they were made in, and what the routers of all layers did.
+
+    last: (B,) of a head that reads the last token of a row, where it stands.
+    """
 
     states: jax.Array
     context: Context
     routing: Routing | None
+    last: jax.Array | None = None
 
 
 class Transformer(nnx.Module):
@@ -104,7 +108,7 @@ class Transformer(nnx.Module):
         context = Context(visibility, self._rotary(text.positions, length), key, tap=tap, source=source)
         x_BSE = self._embed(text.tokens, text.positions, key, visibility.query_index, text.token_types)
         x_BSE, _, routing = self._layers(tap("embedding", x_BSE), context, None)
-        return Hidden(x_BSE, context, routing)
+        return Hidden(x_BSE, context, routing, last_token(self.spec.head, text.tokens, text.segments))
 
     def _source(self, text: Text, key: jax.Array | None, tap: Tap) -> Source | None:
         """What the layers read of the source, in a model with an encoder."""
@@ -231,7 +235,7 @@ class Transformer(nnx.Module):
         if self.spec.head_scale is not None:
             x_BSE = (x_BSE.astype(policy.statistics) * self.spec.head_scale).astype(policy.compute)
         if isinstance(self.head, ClassificationHead):
-            return tap("logits", self.head(x_BSE, self._head_key(hidden.context)))
+            return tap("logits", self.head(x_BSE, hidden.last, self._head_key(hidden.context)))
         if isinstance(self.head, MaskedLmHead):
             logits_BSV = self.embed.attend(self.head(x_BSE)) + self.head.bias[...]
         else:

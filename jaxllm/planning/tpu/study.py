@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxllm.config import RunConfig, resolve_batch
 from jaxllm.errors import ConfigError
-from jaxllm.families import Model, resolve_model
+from jaxllm.families import Model, Vocabulary, resolve_model, task_of
 from jaxllm.metrics.flops import flops_per_token
 from jaxllm.planning.tpu.compiler import CompiledStep, compile_step
 from jaxllm.planning.tpu.expected import expected_matmul_flops
@@ -102,7 +102,7 @@ def study(config: RunConfig, topology: Topology, *, keep: Path | None = None) ->
     JaxllmError for what the run file says and cannot be on this topology, and when there is no compiler.
     """
     vocab_size = vocabulary_of(config)
-    model = resolve_model(config.model, vocab_size, weights=False)
+    model = resolve_model(config.model, Vocabulary(vocab_size), weights=False, task=task_of(config.objective))
     if model.spec.encoder is not None:
         raise ConfigError("model.family", f"an encoder-decoder ({model.family}) cannot be compiled without its TPU yet")
     compiled = compile_step(config, topology, vocab_size, keep=keep)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from jaxllm.config import RunConfig
-from jaxllm.families import ModelSpec, resolve_model
+from jaxllm.families import ModelSpec, Vocabulary, resolve_model, task_of
 from jaxllm.planning.tpu.changes import Changes, changed, rows_per_device, sizes_of
 from jaxllm.planning.tpu.remedies import REMAT_POLICIES, attempt
 from jaxllm.planning.tpu.remedies import Remedy as Trial
@@ -24,7 +24,8 @@ BLOCKS = (512, 1024, 2048)
 def tune(config: RunConfig, topology: Topology, *, trials: int, report: Callable[[str], None]) -> list[Trial]:
     """Trials, the fastest first.  trials: how many compilations to spend."""
     search = _Search(config, topology, trials, report)
-    spec = resolve_model(config.model, vocabulary_of(config), weights=False).spec
+    vocabulary = Vocabulary(vocabulary_of(config))
+    spec = resolve_model(config.model, vocabulary, weights=False, task=task_of(config.objective)).spec
     search.attempt({})
     for mesh in meshes(spec, config, topology.devices):
         search.attempt(mesh)

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from jaxllm.cli.main import main
 from jaxllm.config import load_run
 from jaxllm.data.tokenizer import Tokenizer
-from jaxllm.families import resolve_model
+from jaxllm.families import Vocabulary, resolve_model
 from tests.unit.config.example import EXAMPLE, changed
 
 
@@ -34,7 +34,7 @@ def run_file(tmp_path: Path) -> Path:
 def test_check(run_file: Path) -> None:
     said = jaxllm("check", str(run_file))
     assert (said.exit_code, said.stderr) == (0, "")
-    parameters = resolve_model(load_run(run_file).config.model, 300).parameters
+    parameters = resolve_model(load_run(run_file).config.model, Vocabulary(300)).parameters
     expected = f"{run_file}: valid: example trains a llama of {parameters:,} parameters for 10 steps of 256 tokens\n"
     assert said.stdout == expected
 
@@ -112,7 +112,8 @@ def test_show_is_a_run_file_of_the_same_run(run_file: Path, tmp_path: Path) -> N
     assert jaxllm("show", str(resolved)).stdout == said.stdout
     before, after = load_run(run_file).config, load_run(resolved).config
     assert before.model_copy(update={"model": None}) == after.model_copy(update={"model": None})
-    assert resolve_model(before.model, 300, 0) == resolve_model(after.model, 300, 0)
+    known = Vocabulary(300, end=0)
+    assert resolve_model(before.model, known) == resolve_model(after.model, known)
 
 
 def test_show_writes_out_the_defaults(run_file: Path) -> None:

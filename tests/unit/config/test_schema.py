@@ -16,7 +16,7 @@ from jaxllm.config.document import parse_document
 from jaxllm.config.schema import RunConfig
 from jaxllm.config.schema_paths import fields, is_model, union_members
 from jaxllm.errors import ConfigError
-from jaxllm.families import FAMILIES, resolve_model, task_of
+from jaxllm.families import FAMILIES, Vocabulary, resolve_model, task_of
 from jaxllm.families.run_schema import run_file_schema
 from tests.unit.config.example import EXAMPLE, changed
 
@@ -55,7 +55,7 @@ def test_there_are_run_files() -> None:
 def test_run_file_of_the_repository_is_valid(file: Path) -> None:
     config = load_run(file).config
     if config.model.from_ is None:  # otherwise the hub describes it
-        resolve_model(config.model, config.data.tokenizer.vocab_size, task=task_of(config.objective))
+        resolve_model(config.model, Vocabulary(config.data.tokenizer.vocab_size), task=task_of(config.objective))
     assert config.name == file.stem
     jsonschema.validate(parse_document(file.read_text(), str(file)).data, run_file_schema())
 

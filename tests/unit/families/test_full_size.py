@@ -8,7 +8,7 @@ import pytest
 import transformers
 
 from jaxllm.config import load_run
-from jaxllm.families import FAMILIES, Model, flatten, flax_leaves, resolve_model, task_of
+from jaxllm.families import FAMILIES, Model, Vocabulary, flatten, flax_leaves, resolve_model, task_of
 
 torch = pytest.importorskip("torch", reason="needs the deepspeed extra")
 
@@ -40,7 +40,8 @@ PUBLISHED = {
 def model_of(config: Path) -> Model:
     run = load_run(config).config
     given = run.model.huggingface
-    return resolve_model(run.model, given.get("vocab_size", 4096), None, weights=False, task=task_of(run.objective))
+    size = Vocabulary(given.get("vocab_size", 4096))
+    return resolve_model(run.model, size, weights=False, task=task_of(run.objective))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)

@@ -11,7 +11,7 @@ import transformers
 
 from jaxllm.config.schema import ModelConfig, RunConfig
 from jaxllm.errors import ConfigError
-from jaxllm.families import FAMILIES, Model, Task, architectures, check_sequence_length, resolve_model
+from jaxllm.families import FAMILIES, Model, Task, Vocabulary, architectures, check_sequence_length, resolve_model
 from jaxllm.families.keys import ACTIVATIONS, BOOKKEEPING_KEYS
 from jaxllm.families.rope import RopeSpec
 from tests.tiny import TINY, tiny
@@ -36,7 +36,7 @@ def model(**keys: Any) -> Model:
 
 def refused(tokenizer_size: int | None = None, /, **keys: Any) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
-        resolve_model(ModelConfig.model_validate(keys), tokenizer_size)
+        resolve_model(ModelConfig.model_validate(keys), Vocabulary(tokenizer_size))
     return caught.value
 
 
@@ -96,10 +96,11 @@ def test_older_spellings_of_rope() -> None:
 
 
 def test_tokenizer_gives_what_the_run_file_leaves_open() -> None:
-    resolved = resolve_model(ModelConfig.model_validate({"family": "llama"}), 1000, 3)
+    known = Vocabulary(1000, end=3)
+    resolved = resolve_model(ModelConfig.model_validate({"family": "llama"}), known)
     assert resolved.spec.vocab_size == 1000
     assert resolved.huggingface_config["bos_token_id"] == resolved.huggingface_config["eos_token_id"] == 3
-    written = resolve_model(ModelConfig.model_validate({"family": "llama", "vocab_size": 2000, "eos_token_id": None}), 1000, 3)
+    written = resolve_model(ModelConfig.model_validate({"family": "llama", "vocab_size": 2000, "eos_token_id": None}), known)
     assert written.spec.vocab_size == 2000
     assert written.huggingface_config["eos_token_id"] is None
 

@@ -50,7 +50,7 @@ def with_config(examined, changes: dict[str, Any], **model: Any):
     described = config("t5", "seq2seq", examined.data.folder.parent, **changes)
     keys = {**MODELS["t5"], "dropout_rate": 0.0, **model}
     described = described.model_copy(update={"model": type(described.model).model_validate(keys)})
-    resolved = resolve_model(described.model, examined.data.vocab_size, 1, task=task_of(described.objective))
+    resolved = resolve_model(described.model, examined.data.tokenizer.vocabulary, task=task_of(described.objective))
     return replace(examined.run, config=described, model=resolved)
 
 

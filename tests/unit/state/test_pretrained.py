@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxllm.config.schema import ModelConfig
-from jaxllm.errors import CheckpointError
-from jaxllm.families import Task, resolve_model
+from jaxllm.errors import CheckpointError, ConfigError
+from jaxllm.families import Task, Vocabulary, architectures, resolve_model
 from jaxllm.state.initial import InitialWeights, compare_folder, pretrained_weights
 
 transformers = pytest.importorskip("transformers")
@@ -29,6 +29,15 @@ TASKS = {
     "sequence-classification": Task("sequence-classification", ("a", "b"), "single_label_classification"),
     "token-classification": Task("token-classification", ("a", "b", "c")),
 }
+_DECODER: dict[str, Any] = {**SIZES, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 3}
+MODELS: dict[str, dict[str, Any]] = {
+    "bert": SIZES,
+    "roberta": SIZES,
+    "gpt2": {"vocab_size": 61, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 20, "pad_token_id": 3},
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2"), _DECODER),
+    "mixtral": {**_DECODER, "num_local_experts": 4},
+    "qwen3_moe": {**_DECODER, "num_experts": 4, "moe_intermediate_size": 12, "num_experts_per_tok": 2},
+}
 CLASSES = {
     "masked-lm": "MaskedLM",
     "sequence-classification": "SequenceClassification",
@@ -36,12 +45,13 @@ CLASSES = {
 }
 
 
-@pytest.mark.parametrize("head", TASKS)
-@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize(
+    ("family", "head"), [(family, head) for family in MODELS for head in TASKS if head in architectures(family)]
+)
 def test_names_and_shapes_are_those_of_transformers(family: str, head: str, tmp_path: Path) -> None:
     """Every weight of the folder is used, bit for bit, and nothing is missing."""
     task = TASKS[head]
-    config = transformers.AutoConfig.for_model(family, num_labels=len(task.labels) or 2, **SIZES)
+    config = transformers.AutoConfig.for_model(family, num_labels=len(task.labels) or 2, **MODELS[family])
     model = getattr(transformers, f"AutoModelFor{CLASSES[head]}").from_config(config)
     model.save_pretrained(tmp_path)
     ours = resolve_model(ModelConfig.model_validate({"from": str(tmp_path)}), task=task)
@@ -71,6 +81,22 @@ def test_a_head_that_the_folder_lacks_starts_fresh(tmp_path: Path) -> None:
     wider = resolve_model(ModelConfig.model_validate(keys), task=TASKS["masked-lm"])
     with pytest.raises(CheckpointError, match="lacks"):
         pretrained_weights(wider, tmp_path)
+
+
+def test_a_decoder_becomes_a_classifier(tmp_path: Path) -> None:
+    """It takes the tokenizer's padding token, which it never needed before, and leaves the head of a language model."""
+    config = transformers.AutoConfig.for_model("llama", **{**_DECODER, "pad_token_id": None})
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    described = ModelConfig.model_validate({"from": str(tmp_path)})
+    task = TASKS["sequence-classification"]
+    model = resolve_model(described, Vocabulary(61, end=5, padding=4), task=task)
+    assert (model.huggingface_config["pad_token_id"], model.spec.head.padding) == (4, 4)
+    assert resolve_model(described, Vocabulary(61, end=5), task=task).spec.head.padding == 5
+    assert resolve_model(described, Vocabulary(61, end=5, padding=4)).spec.padding_token is None
+    found = compare_folder(model, tmp_path)
+    assert (found.fresh, found.missing, found.unused) == (("score.weight",), (), ("lm_head.weight",))
+    with pytest.raises(ConfigError, match=r"model\.pad_token_id: is not given, and the tokenizer names neither"):
+        resolve_model(described, Vocabulary(61), task=task)
 
 
 def test_old_spellings_and_bare_models_are_read(tmp_path: Path) -> None:
