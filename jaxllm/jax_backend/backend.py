@@ -26,6 +26,7 @@ from jaxllm.jax_backend.mesh import create_mesh
 from jaxllm.jax_backend.network import Network, Params
 from jaxllm.jax_backend.offload import Storage
 from jaxllm.jax_backend.optimizer import Moments, step_scalars
+from jaxllm.jax_backend.padding import VocabularyFilling
 from jaxllm.jax_backend.process import configure_process
 from jaxllm.jax_backend.sharding import data_parallel
 from jaxllm.jax_backend.step import EvaluationStep, TrainStep, build_evaluation_step
@@ -43,6 +44,7 @@ class _Started:
     mesh: Mesh
     network: Network
     storage: Storage
+    filling: VocabularyFilling
     feed: BatchFeed
     params: Params
     moments: Moments[jax.Array] | None
@@ -100,6 +102,7 @@ class JaxBackend:
             mesh=mesh,
             network=parts.network,
             storage=storage,
+            filling=VocabularyFilling(rules, mesh, storage),
             feed=BatchFeed(mesh, plan),
             params=params,
             moments=moments,
@@ -160,7 +163,7 @@ class JaxBackend:
 
     def save(self, folder: Path, progress: Progress) -> None:
         """Write weights and moments below `folder`, in the background once they are in host memory."""
-        self._writer.save(folder, self._trees(), progress)
+        self._writer.save(folder, self._started.filling.remove(self._trees()), progress)
 
     def wait(self) -> None:
         """Return when the last `save` is wholly on disk; raises what it failed with."""
@@ -171,11 +174,12 @@ class JaxBackend:
         started = self._started
         progress = checkpoint.read_progress(folder)
         names = list(self._trees())
-        checkpoint.check(folder, names, {path: leaf.shape for path, leaf in started.network.shapes.items()})
+        shapes = started.filling.shapes(started.network.shapes)
+        checkpoint.check(folder, names, {path: leaf.shape for path, leaf in shapes.items()})
         # The old arrays go first: two copies of the state need not fit.
         for leaf in jax.tree.leaves((started.params, started.moments)):
             leaf.delete()
-        trees = checkpoint.restore(folder, names, started.storage.tree_shardings, started.network.shapes)
+        trees = started.filling.add(checkpoint.restore(folder, names, started.filling.shardings, shapes))
         started.params = trees["params"]
         if started.moments is not None:
             started.moments = Moments(trees["exp_avg"], trees["exp_avg_sq"])

@@ -44,7 +44,8 @@ class Head(NamedTuple):
 class Chunked:
     """What is known before any number is.
 
-    axes: logical axes of the head's weight, `vocab` and `embed` in either order.  vocabulary: its entries.  softcap: logits l
+    axes: logical axes of the head's weight, `vocab` and `embed` in either order.  vocabulary: its entries; what the weight has
+    beyond them fills it up.  softcap: logits l
     become softcap * tanh(l / softcap).  tokens: of a chunk.
     """
 
@@ -53,11 +54,6 @@ class Chunked:
     softcap: float | None
     tokens: int
     runtime: Runtime
-
-    @property
-    def missing(self) -> int:
-        """Entries to be added to the vocabulary so that the mesh divides it."""
-        return -self.vocabulary % self.runtime.layout.size("vocab")
 
     def ways(self, *logical: str) -> tuple[str, ...]:
         """The mesh axes that really cut these logical axes."""
@@ -73,10 +69,6 @@ def chunked_loss_sum(chunked: Chunked, tokens: Tokens, head: Head) -> jax.Array:
 
     Logits are rounded to the compute dtype, as they are without chunks.
     """
-    if chunked.missing:
-        pads = [(0, chunked.missing if axis == "vocab" else 0) for axis in chunked.axes]
-        bias_V = None if head.bias is None else jnp.pad(head.bias, (0, chunked.missing))
-        head = Head(jnp.pad(head.weight, pads), bias_V)
     tokens = tokens._replace(weights=tokens.weights.astype(chunked.runtime.policy.statistics))
     return _loss_sum(tokens, head, chunked)
 
@@ -202,7 +194,7 @@ def _chunk(chunked: Chunked, chunk: Tokens, head: Head) -> tuple[jax.Array, jax.
     column_CV = jax.lax.broadcasted_iota(jnp.int32, logits_CV.shape, 1)
     for name in ways:
         column_CV += jax.lax.axis_index(name) * logits_CV.shape[1]
-    if chunked.missing:
+    if logits_CV.shape[1] * chunked.runtime.layout.size("vocab") > chunked.vocabulary:
         logits_CV = jnp.where(column_CV < chunked.vocabulary, logits_CV, -jnp.inf)
     # Compared rather than indexed: see `jaxllm.jax_backend.loss.token_loss_sum`.
     is_target_CV = column_CV == chunk.targets[:, None]

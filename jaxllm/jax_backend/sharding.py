@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from jaxllm.errors import ConfigError
-from jaxllm.families import WeightRule, flax_leaves
+from jaxllm.families import ModelSpec, WeightRule, flax_leaves
+from jaxllm.families.weights import Leaf
 from jaxllm.jax_backend.zigzag import zigzag
 
 # Outermost first: neighbours on the last axis are nearest to each other, and tensor parallelism talks the most.
@@ -50,7 +51,6 @@ _DIMENSIONS = {
     "heads": "the number of attention heads",
     "kv_heads": "the number of key/value heads",
     "mlp": "the MLP's inner size",
-    "vocab": "the vocabulary size",
     "embed": "the hidden size",
     "experts": "the number of experts",
 }
@@ -87,6 +87,10 @@ class Layout:
         """In how many parts the mesh cuts these logical axes."""
         return math.prod(self.mesh.shape[name] for name in self.ways(*axes))
 
+    def vocabulary(self, model: ModelSpec) -> int:
+        """Rows of the vocabulary's parameters: its entries, filled up."""
+        return vocabulary_rows(model.vocab_size, model.hidden_size, self.mesh.shape)
+
     def token_order(self, length: int) -> NDArray[np.int32]:
         """(S,) token at each place of a row of `length` tokens.  ConfigError when the row cannot be cut."""
         return zigzag(length, self.size("sequence"))
@@ -107,18 +111,41 @@ def parameter_shardings(rules: Sequence[WeightRule], mesh: Mesh) -> dict[str, Na
 
     Raises ConfigError, naming mesh axis, dimension and size, when a dimension that must be cut cannot be cut evenly.
     """
-    return {leaf.path: NamedSharding(mesh, parameter_spec(leaf.axes, leaf.shape, mesh.shape)) for leaf in flax_leaves(rules)}
+    return {
+        leaf.path: NamedSharding(mesh, parameter_spec(leaf.axes, stored_shape(leaf, mesh.shape), mesh.shape))
+        for leaf in flax_leaves(rules)
+    }
+
+
+def vocabulary_rows(entries: int, hidden_size: int, mesh: Mapping[str, int]) -> int:
+    """Rows of a vocabulary's parameters: as many more than its entries as it takes for the mesh to cut them evenly.
+
+    fsdp cuts the vocabulary, too, where it does not divide the hidden size.
+    """
+    ways = math.prod(mesh[axis] for axis in LOGICAL_AXES["vocab"])
+    ways *= 1 if hidden_size % mesh["fsdp"] == 0 else mesh["fsdp"]
+    return -(-entries // ways) * ways
+
+
+def stored_shape(leaf: Leaf, mesh: Mapping[str, int]) -> tuple[int, ...]:
+    """Shape of a parameter on a mesh: its own, but for the rows that the vocabulary is filled up with."""
+    sizes = leaf.rule.sizes
+    rows = vocabulary_rows(sizes["vocab"], sizes["embed"], mesh) if "vocab" in leaf.axes else 0
+    return tuple(rows if axis == "vocab" else size for axis, size in zip(leaf.axes, leaf.shape, strict=True))
 
 
 def parameter_spec(axes: Sequence[str], shape: Sequence[int], mesh: Mapping[str, int]) -> PartitionSpec:
-    """Of a parameter with these logical axes: each as the table says; what cannot be cut there is cut along another axis."""
+    """Of a parameter with these logical axes: each as the table says; what cannot be cut there is cut along another axis.
+
+    shape: as `stored_shape` has it.
+    """
     cut: dict[str, tuple[str, ...]] = {}
     homeless: list[tuple[str, str, int]] = []
     for axis, size in zip(axes, shape, strict=True):
         for mesh_axis in LOGICAL_AXES[axis]:
             if size % mesh[mesh_axis] == 0:
                 cut[axis] = (*cut.get(axis, ()), mesh_axis)
-            elif axis in ("vocab", "embed"):
+            elif axis == "embed":
                 homeless.append((mesh_axis, axis, size))
             else:
                 raise _indivisible(mesh_axis, mesh[mesh_axis], axis, size)

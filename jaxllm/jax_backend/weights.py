@@ -16,6 +16,7 @@ from jaxllm.families import WeightRule, flatten, flax_leaves
 from jaxllm.families.weights import Leaf
 from jaxllm.jax_backend.network import Params
 from jaxllm.jax_backend.offload import to_device
+from jaxllm.jax_backend.sharding import stored_shape
 from jaxllm.state import TensorReader
 from jaxllm.state.training_state import Array
 
@@ -25,22 +26,33 @@ Index = tuple[slice, ...]
 def load_params(
     reader: TensorReader, rules: Sequence[WeightRule], shardings: Mapping[str, NamedSharding], dtype: np.dtype
 ) -> Params:
-    """Every tensor of the model from `reader`, laid out as `shardings` say."""
+    """Every tensor of the model from `reader`, laid out as `shardings` say; what the mesh adds to the vocabulary is zeros."""
     return {leaf.path: _load(reader, leaf, shardings[leaf.path], dtype) for leaf in flax_leaves(rules)}
 
 
 def _load(reader: TensorReader, leaf: Leaf, sharding: NamedSharding, dtype: np.dtype) -> jax.Array:
     """One Flax tensor.  Devices that hold the same slice share one reading of it."""
     cache: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
+    shape = stored_shape(leaf, sharding.mesh.shape)
 
     def shard(index: Index | None) -> np.ndarray:
-        wanted = index or tuple(slice(None) for _ in leaf.shape)
-        key = tuple(part.indices(size) for part, size in zip(wanted, leaf.shape, strict=True))
+        wanted = index or tuple(slice(None) for _ in shape)
+        key = tuple(part.indices(size) for part, size in zip(wanted, shape, strict=True))
         if key not in cache:
-            cache[key] = _read(reader, leaf.rule, leaf.position, wanted).astype(dtype)
+            cache[key] = _filled(reader, leaf, [slice(start, stop) for start, stop, _ in key]).astype(dtype)
         return cache[key]
 
-    return jax.make_array_from_callback(leaf.shape, sharding, shard)
+    return jax.make_array_from_callback(shape, sharding, shard)
+
+
+def _filled(reader: TensorReader, leaf: Leaf, index: list[slice]) -> np.ndarray:
+    """A slice of a parameter: what the model has of it, and zeros."""
+    own = tuple(slice(part.start, min(part.stop, size)) for part, size in zip(index, leaf.shape, strict=True))
+    if any(mine.stop <= mine.start for mine in own):
+        return np.zeros([part.stop - part.start for part in index], np.float32)
+    values = _read(reader, leaf.rule, leaf.position, own)
+    missing = [(0, part.stop - mine.stop) for part, mine in zip(index, own, strict=True)]
+    return np.pad(values, missing) if own != tuple(index) else values
 
 
 def _read(reader: TensorReader, rule: WeightRule, position: int, index: Index) -> np.ndarray:
@@ -89,5 +101,7 @@ class LiveWeights:
             np.asarray(self._gather(leaf) if layer is None else self._gather_layer(leaf, np.asarray(layer, np.int32)))
             for leaf in leaves
         ]
+        if layer is None:  # the vocabulary may be filled up
+            gathered = [part[tuple(map(slice, shape))] for part, shape in zip(gathered, rule.flax_shapes, strict=True)]
         tensor = rule.to_huggingface(*gathered)
         return np.array(tensor[tuple(index)] if index is not None else tensor, order="C")

@@ -186,10 +186,12 @@ def axes_of(rule: WeightRule) -> frozenset[str]:
 def cut_elements(rule: WeightRule, fsdp: int, tensor: int, expert: int) -> int:
     """Elements of a weight that one device of a JAX mesh holds: as `jaxllm.jax_backend.sharding` cuts it."""
     held = 0
+    filled = {"vocab": -(-rule.sizes["vocab"] // tensor) * tensor}
     for axes, shape in zip(rule.axes, rule.flax_shapes, strict=True):
         names = set(axes) - {"layers"}
         ways = tensor if names & _TENSOR_AXES else 1
         ways *= expert if "experts" in names else 1
         ways *= fsdp if any(rule.sizes[axis] % fsdp == 0 for axis in names) else 1
-        held += -(-math.prod(shape) // ways)
+        size = math.prod(filled.get(axis, length) for axis, length in zip(axes, shape, strict=True))
+        held += -(-size // ways)
     return held

@@ -36,7 +36,7 @@ class MaskedLmHead(nnx.Module):
         hidden = spec.hidden_size
         self.dense = Linear((hidden, hidden), ("embed", "embed_out"), bias=True, runtime=runtime)
         self.norm = Norm(spec.norm, (hidden,), ("embed",), runtime)
-        self.bias = parameter((spec.vocab_size,), ("vocab",), runtime)
+        self.bias = parameter((runtime.layout.vocabulary(spec),), ("vocab",), runtime)
         self.activation = spec.head.dense or "gelu"
 
     def __call__(self, x_BSE: jax.Array) -> jax.Array:
@@ -96,4 +96,4 @@ def build_head(spec: ModelSpec, runtime: Runtime) -> Linear | MaskedLmHead | Cla
         return ClassificationHead(spec, runtime)
     if spec.tie_embeddings:
         return None
-    return Linear((spec.hidden_size, spec.vocab_size), ("embed", "vocab"), bias=False, runtime=runtime)
+    return Linear((spec.hidden_size, runtime.layout.vocabulary(spec)), ("embed", "vocab"), bias=False, runtime=runtime)

@@ -66,7 +66,7 @@ class Transformer(nnx.Module):
     """A model of any family: a stack of layers that makes logits, and in an encoder-decoder the stack that it reads."""
 
     def __init__(self, spec: ModelSpec, runtime: Runtime) -> None:
-        self.embed = Embedding(spec.vocab_size, spec.hidden_size, ("vocab", "embed"), runtime)
+        self.embed = Embedding(runtime.layout.vocabulary(spec), spec.hidden_size, ("vocab", "embed"), runtime)
         self.position_embed = (
             Embedding(spec.max_positions + spec.position_offset, spec.hidden_size, ("position", "embed"), runtime)
             if spec.learned_positions
@@ -96,7 +96,7 @@ class Transformer(nnx.Module):
     def routed(self, text: Text, key: jax.Array | None = None, tap: Tap = NO_TAP) -> tuple[jax.Array, Routing | None]:
         """The same, and what the routers of all layers did, where there are experts."""
         hidden = self.hidden(text, key, tap)
-        return self.outputs(hidden), hidden.routing
+        return self._own(self.outputs(hidden)), hidden.routing
 
     def hidden(self, text: Text, key: jax.Array | None = None, tap: Tap = NO_TAP) -> Hidden:
         """What comes out of the last layer, for `outputs` or `projection`."""
@@ -167,7 +167,7 @@ class Transformer(nnx.Module):
         x_BSE = self._embed(tokens_BS, positions_BS, None, visibility.query_index)
         x_BSE, new_cache, _ = self._layers(x_BSE, context, cache, memory)
         x_BSE = jax.lax.dynamic_slice_in_dim(x_BSE, last, 1, axis=1)
-        return self.outputs(Hidden(x_BSE, context, None))[:, 0], new_cache
+        return self._own(self.outputs(Hidden(x_BSE, context, None)))[:, 0], new_cache
 
     def _rotary(self, positions_BS: jax.Array, length: int) -> dict[RopeSpec, Tables]:
         """Of every kind of rotary positions that a layer has.  length: of the longest row."""
@@ -228,8 +228,12 @@ class Transformer(nnx.Module):
     def _head_key(self, context: Context) -> jax.Array | None:
         return None if context.key is None else jax.random.fold_in(context.key, self.spec.layers + 1)
 
+    def _own(self, outputs_BSV: jax.Array) -> jax.Array:
+        """Without what fills up the vocabulary."""
+        return outputs_BSV[..., : self.spec.head.outputs or self.spec.vocab_size]
+
     def outputs(self, hidden: Hidden) -> jax.Array:
-        """Logits or outputs: see `__call__`."""
+        """Logits or outputs: see `__call__`.  What fills up the vocabulary has logits of minus infinity: it is never chosen."""
         tap, policy = hidden.context.tap, self.runtime.policy
         x_BSE = self.runtime.layout.constrain(self._final(hidden), "batch", "sequence", "hidden")
         if self.spec.head_scale is not None:
@@ -242,6 +246,9 @@ class Transformer(nnx.Module):
             logits_BSV = self.embed.attend(x_BSE) if self.head is None else self.head(x_BSE)
         if self.spec.final_softcap is not None:
             logits_BSV = jnp.tanh(logits_BSV / self.spec.final_softcap) * self.spec.final_softcap
+        if logits_BSV.shape[-1] > self.spec.vocab_size:
+            entry_BSV = jax.lax.broadcasted_iota(jnp.int32, logits_BSV.shape, 2)
+            logits_BSV = jnp.where(entry_BSV < self.spec.vocab_size, logits_BSV, -jnp.inf)
         return tap("logits", self.runtime.layout.constrain(logits_BSV, "batch", "sequence", "vocab"))
 
 

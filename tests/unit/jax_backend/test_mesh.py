@@ -96,17 +96,6 @@ def test_parameters_are_cut_as_the_table_says():
     assert specs["layers.attention.query.bias"] == PartitionSpec(None, ("tensor",), ("fsdp",))
 
 
-def test_an_odd_vocabulary_is_cut_along_the_hidden_dimension(start):
-    model = {**cases.LLAMA, "vocab_size": 97}
-    parallel = {"data": 1, "fsdp": 4, "tensor": 2}
-    run = cases.make_run(model, training={"precision": "fp64"}, parallel=parallel, jax=EIGHT)
-    backend = start(run)
-    assert backend._started.storage.params["head.kernel"].spec == PartitionSpec(("fsdp", "tensor"), None)
-    found = float(backend.step(cases.make_batch(), cases.hyper_of(0, run)).loss)
-    alone = cases.make_run(model, training={"precision": "fp64"})
-    assert found == pytest.approx(float(start(alone).step(cases.make_batch(), cases.hyper_of(0, alone)).loss), rel=1e-12)
-
-
 @pytest.mark.parametrize(
     ("model", "parallel", "key", "message"),
     [
