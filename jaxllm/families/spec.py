@@ -203,6 +203,11 @@ class ModelSpec:
         return self.attentions[0]
 
     @property
+    def outputs(self) -> int:
+        """How many numbers the head makes of a hidden state: one for every entry of the vocabulary, or every label."""
+        return self.head.outputs or self.vocab_size
+
+    @property
     def has_dropout(self) -> bool:
         """Whether training drops anything out."""
         return self != self.without_dropout()

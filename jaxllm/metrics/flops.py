@@ -103,7 +103,7 @@ def _across(model: ModelSpec, encoder: EncoderSpec, source: int, target: int) ->
 
 def _head(model: ModelSpec, sequence_length: int) -> float:
     """Dense and output layer of a head; one that reads a single token of a row counts once a row."""
-    head, outputs = model.head, model.head.outputs or model.vocab_size
+    head, outputs = model.head, model.outputs
     dense = 0 if head.dense is None else model.hidden_size
     rows = sequence_length if head.pool is not None else 1
     return 2.0 * model.hidden_size * (dense + outputs) / rows

@@ -103,7 +103,7 @@ def _logits_bytes(spec: ModelSpec, setting: Setting) -> float:
     """
     chunk = setting.chunk(spec)
     copies, tokens = (3.0, setting.tokens) if chunk is None else (2.0, chunk)
-    return copies * 4.0 * tokens * spec.vocab_size
+    return copies * 4.0 * tokens * spec.outputs
 
 
 def _chunked_bytes(spec: ModelSpec, setting: Setting) -> float:
@@ -144,7 +144,7 @@ def _sizes(model: Model, setting: Setting) -> _Sizes:
         layer=layer if setting.remat != "none" else tokens * 2 * setting.compute_bytes * (spec.mlp.size / tensor),
         logits=_logits_bytes(spec, setting),
         chunked=0.0 if setting.chunk(spec) is None else _chunked_bytes(spec, setting),
-        head=0.0 if spec.tie_embeddings else 4.0 * spec.vocab_size * spec.hidden_size,
+        head=0.0 if spec.tie_embeddings else 4.0 * spec.outputs * spec.hidden_size,
     )
 
 

@@ -92,7 +92,7 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
     layer = (3 if platform == "cpu" else 2) * width * counts.whole_layer if gathers else 0.0
     logit = compiler.logit_bytes or width
     chunk = setting.chunk(spec, tpu=platform == "tpu")
-    logits = compiler.logits * logit * (tokens if chunk is None else chunk) * -(-spec.vocab_size // parallel.tensor)
+    logits = compiler.logits * logit * (tokens if chunk is None else chunk) * -(-spec.outputs // parallel.tensor)
     chunked = 0.0 if chunk is None else _chunked_bytes(spec, setting, platform)
     working = tokens * working_bytes(spec, setting)
     # Between the products residuals are split over `tensor`; for each product the hidden states of all tokens come together,

@@ -230,7 +230,7 @@ class Transformer(nnx.Module):
 
     def _own(self, outputs_BSV: jax.Array) -> jax.Array:
         """Without what fills up the vocabulary."""
-        return outputs_BSV[..., : self.spec.head.outputs or self.spec.vocab_size]
+        return outputs_BSV[..., : self.spec.outputs]
 
     def outputs(self, hidden: Hidden) -> jax.Array:
         """Logits or outputs: see `__call__`.  What fills up the vocabulary has logits of minus infinity: it is never chosen."""

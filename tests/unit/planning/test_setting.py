@@ -7,9 +7,9 @@ import pytest
 
 from jaxllm.config import RunConfig
 from jaxllm.errors import ConfigError
-from jaxllm.families import resolve_model
+from jaxllm.families import flax_leaves, resolve_model
 from jaxllm.jax_backend.mesh import create_mesh
-from jaxllm.jax_backend.sharding import parameter_shardings
+from jaxllm.jax_backend.sharding import parameter_shardings, stored_shape
 from jaxllm.planning.setting import Setting, check_setting, cut_elements, setting_of
 from tests.unit.jax_backend.cases import GPT2, LLAMA, make_run
 
@@ -18,13 +18,14 @@ def config_of(model: dict[str, Any] = LLAMA, **sections: dict[str, Any]) -> RunC
     return make_run(model, **sections).config
 
 
-@pytest.mark.parametrize("model", [LLAMA, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("model", [LLAMA, GPT2, {**LLAMA, "vocab_size": 97}], ids=["llama", "gpt2", "odd vocabulary"])
 @pytest.mark.parametrize("parallel", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_elements_of_a_device_are_those_of_the_real_shardings(model: dict[str, Any], parallel: dict[str, int]) -> None:
     run = make_run(model, parallel={"data": 1, **parallel}, jax={"cpu_devices": 8})
-    shardings = parameter_shardings(run.model.rules, create_mesh(run.config))
+    mesh = create_mesh(run.config)
+    shardings = parameter_shardings(run.model.rules, mesh)
     for rule in run.model.rules:
-        shards = [shardings[path].shard_shape(shape) for path, shape in zip(rule.paths, rule.flax_shapes, strict=True)]
+        shards = [shardings[leaf.path].shard_shape(stored_shape(leaf, mesh.shape)) for leaf in flax_leaves([rule])]
         real = sum(math.prod(shard) for shard in shards)
         assert cut_elements(rule, parallel.get("fsdp", 1), parallel.get("tensor", 1), 1) == real, rule.name
 
