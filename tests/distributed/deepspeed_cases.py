@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from jaxllm.backend import Hyper
 from jaxllm.config.schema import RunConfig
 from jaxllm.data.batch import Batch, Shard
-from jaxllm.families import flatten, resolve_model
+from jaxllm.families import flatten, resolve_model, task_of
 from jaxllm.run import Run
 from jaxllm.state.training_state import Progress, TensorReader, TrainingState
 from tests.tiny import TINY, tiny
@@ -84,6 +84,7 @@ def make_run(
     clip_norm: float | None = CLIP_NORM,
     micro_batch: int = 2,
     loss_chunk: int | str = "auto",
+    objective: dict[str, Any] | None = None,
     **deepspeed: Any,
 ) -> Run:
     """A resolved run of a tiny model: in micro-batches of 2 rows, 2 (two processes) or 4 (one) are accumulated."""
@@ -92,6 +93,7 @@ def make_run(
             "name": "tiny",
             "seed": 3,
             "model": {**MODELS[family], **(model or {})},
+            "objective": objective or {"kind": "causal-lm"},
             "data": {"tokenizer": {"train": "bpe", "vocab_size": VOCABULARY}, "sequence_length": SEQUENCE},
             "optimizer": {"learning_rate": 1e-2, "clip_norm": clip_norm, "betas": [0.9, 0.95], "weight_decay": 0.1},
             "training": {
@@ -105,7 +107,7 @@ def make_run(
             "deepspeed": deepspeed,
         }
     )
-    return Run(config, resolve_model(config.model), 10)
+    return Run(config, resolve_model(config.model, task=task_of(config.objective)), 10)
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,12 @@ def make_batch(step: int, shard: Shard = Shard(0, 1)) -> Batch:
         segments=segments.astype(np.int32),
     )
     return whole.select(shard.index * ROWS // shard.count, (shard.index + 1) * ROWS // shard.count)
+
+
+def with_labels(batch: Batch, labels: int) -> Batch:
+    """The batch with a label for every row, which follows from its first token."""
+    targets = batch.inputs[:, :1] % labels
+    return replace(batch, targets=targets, weights=np.ones(targets.shape, np.float32))
 
 
 def make_hyper(step: int) -> Hyper:

@@ -15,7 +15,7 @@ import transformers
 from jaxllm.state.portable import write_state
 from jaxllm.state.training_state import Progress
 from jaxllm.torch_backend.combinations import AUTOTP_FAMILIES
-from tests.distributed.deepspeed_cases import MeshCase, make_batch, make_hyper, make_run, mesh_cases, random_state
+from tests.distributed.deepspeed_cases import MeshCase, make_batch, make_hyper, make_run, mesh_cases, random_state, with_labels
 from tests.distributed.deepspeed_worker import Worker, infinite_gradient
 from tests.tiny import TINY
 
@@ -67,12 +67,29 @@ class MeshWorker(Worker):
             self.record(f"family/{family}/{parallel}", self.steps(backend, 0, 2))
             self.keep(f"family/{family}/{parallel}", backend.export(Progress(2, 2)))
 
+    def of_a_classifier(self, parallel: str) -> None:
+        """The same of a decoder whose head reads the last token of a row."""
+        run = make_run(
+            "tiny-llama",
+            precision="fp64",
+            model={"pad_token_id": 0},
+            parallel={parallel: 2},
+            micro_batch=4 if parallel == "data" else 8,
+            objective={"kind": "sequence-classification", "num_labels": 3},
+        )
+        with self.started(run) as backend:
+            results = [backend.step(with_labels(make_batch(step, backend.shard), 3), make_hyper(step)) for step in range(2)]
+            self.record(f"classifier/{parallel}", [[float(each.loss), float(each.gradient_norm)] for each in results])
+            self.keep(f"classifier/{parallel}", backend.export(Progress(2, 2)))
+
     def run(self) -> None:
         transformers.logging.set_verbosity_error()  # it has its own mind about tiny models
         world = self.backend.shard.count
         for family in TINY if world == 2 else ():
             for axis in ("data", "context", *(["tensor"] if family in AUTOTP_FAMILIES else [])):
                 self.of_a_family(family, axis)
+        for axis in ("data", "tensor") if world == 2 else ():
+            self.of_a_classifier(axis)
         for case in mesh_cases(world):
             self.laid_out(case)
             if world == 4 or case.family != "llama-heads" or case.precision == "bf16":

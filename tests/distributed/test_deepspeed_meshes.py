@@ -194,6 +194,15 @@ def test_every_family_trains_on_divided_sequences_and_tensors(found: dict[int, F
         assert _distance(weights, expected_weights) < TOLERANCES["fp64"].trajectory_parameters
 
 
+def test_a_classifier_trains_on_divided_tensors(found: dict[int, Found]) -> None:
+    results, arrays = found[2]
+    for step, expected in zip(results["classifier/tensor"], results["classifier/data"], strict=True):
+        assert step == pytest.approx(expected, rel=TOLERANCES["fp64"].value)
+    weights, expected_weights = (_tensors(arrays, f"classifier/{axis}") for axis in ("tensor", "data"))
+    assert "score.weight" in weights
+    assert _distance(weights, expected_weights) < TOLERANCES["fp64"].trajectory_parameters
+
+
 def test_memory_is_that_of_the_run(found: dict[int, Found]) -> None:
     """A model of a few kilobytes adds little to a process of several hundred megabytes."""
     for world in WORLDS:
