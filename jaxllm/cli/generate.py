@@ -62,6 +62,9 @@ def generate(  # noqa: PLR0913, PLR0917 - one for each option
     trained = load_trained(run, step, lambda text: click.echo(text, err=True))
     translates = trained.run.model.spec.encoder is not None
     _check_given(("temperature", "top_k", "top_p", "seed") if translates else ("beams",), translates)
+    head = trained.run.model.spec.head.kind
+    if head not in ("causal-lm", "seq2seq"):
+        raise JaxllmError(f"{run} holds a model for {head}, which writes no text; measure it with jaxllm eval")
     tokens = source_tokens(trained, prompt) if translates else prompt_tokens(trained.tokenizer, prompt)
     limit = trained.run.model.spec.max_positions
     if len(tokens) >= limit:

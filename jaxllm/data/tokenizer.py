@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxllm.data.special_tokens import CONVENTIONS, END_OF_TEXT, train_bpe, train_wordpiece
+from jaxllm.data.special_tokens import CONVENTIONS, Convention, train_bpe, train_wordpiece
 from jaxllm.data.template import Template, pair_template, single_template
 from jaxllm.errors import ConfigError, DataError
 from jaxllm.families import Vocabulary
@@ -114,10 +114,8 @@ class Tokenizer:
             named = named.get("content") if isinstance(named, dict) else named
             if isinstance(named, str) and (number := self.backend.token_to_id(named)) is not None:
                 return int(number)
-        # Folders older than these files have the usual names.
-        usual = (convention.roles.get(role) for convention in CONVENTIONS.values())
-        numbers = (self.backend.token_to_id(token) for token in usual if token)
-        return next((int(number) for number in numbers if number is not None), None)
+        token = _usual(self.backend, role)
+        return None if token is None else int(self.backend.token_to_id(token))
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -285,4 +283,18 @@ def _find_eos(files: Mapping[str, Mapping[str, Any]], backend: tokenizers.Tokeni
             named = backend.id_to_token(number) if isinstance(number, int) else None
         if isinstance(named, str) and backend.token_to_id(named) is not None:
             return named
-    return next((token for token in (END_OF_TEXT, "</s>") if backend.token_to_id(token) is not None), None)
+    return _usual(backend, "eos_token")
+
+
+def _usual(backend: tokenizers.Tokenizer, role: str) -> str | None:
+    """What folders that name no roles call the token of a role; None where the vocabulary has no such token.
+
+    Conventions that are there as a whole come first: RoBERTa's vocabulary has GPT-2's <|endoftext|>, too, as any other token.
+    """
+
+    def whole(convention: Convention) -> int:
+        return len(convention.tokens) if all(backend.token_to_id(each) is not None for each in convention.tokens) else 0
+
+    likely = sorted(CONVENTIONS.values(), key=whole, reverse=True)
+    named = (convention.roles.get(role) for convention in likely)
+    return next((token for token in named if token and backend.token_to_id(token) is not None), None)

@@ -22,13 +22,16 @@ def run(*arguments: str) -> str:
     return done.output
 
 
-def test_a_classifier_from_training_to_evaluation(tmp_path: Path) -> None:
-    described = config("bert", "single", tmp_path, output_dir=str(tmp_path), name="small", sample={"max_new_tokens": 0})
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_classifier_from_training_to_evaluation(tmp_path: Path, family: str) -> None:
+    described = config(family, "single", tmp_path, output_dir=str(tmp_path), name="small", sample={"max_new_tokens": 0})
     document: dict[str, Any] = described.model_dump(mode="json", by_alias=True, exclude_none=True)
-    document["model"] = {**document["model"], "family": "bert"}
+    document["model"] = {**document["model"], "family": family}
     (tmp_path / "run.yaml").write_text(write_yaml(document))
     run("train", str(tmp_path / "run.yaml"))
     folder = tmp_path / "small"
+    refused = CliRunner().invoke(main, ["generate", str(folder)])
+    assert (refused.exit_code, "holds a model for sequence-classification" in refused.output) == (1, True)
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = metrics[-1]
     assert last["split"] == "validation"

@@ -106,6 +106,14 @@ def test_transformers_loads_the_saved_folder(tokenizer: Tokenizer, texts: list[s
     assert theirs.decode([0, *tokenizer.encode("text")], skip_special_tokens=True) == "text"
 
 
+def test_folders_that_name_no_roles_have_those_of_the_whole_convention(tmp_path: Path) -> None:
+    """RoBERTa's vocabulary holds GPT-2's special token as well."""
+    names = ["<s>", "<pad>", "</s>", "<unk>", "<|endoftext|>", "<mask>"]
+    Backend(models.BPE({name: number for number, name in enumerate(names)}, [])).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(str(tmp_path))
+    assert (tokenizer.eos_id, tokenizer.special_id("bos_token"), tokenizer.special_id("pad_token")) == (2, 0, 1)
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [
