@@ -115,7 +115,7 @@ class Tokenizer:
             if isinstance(named, str) and (number := self.backend.token_to_id(named)) is not None:
                 return int(number)
         token = _usual(self.backend, role)
-        return None if token is None else int(self.backend.token_to_id(token))
+        return None if token is None else self.backend.token_to_id(token)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -12,7 +12,8 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers
 
-from jaxllm.data.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
+from jaxllm.data.special_tokens import END_OF_TEXT
+from jaxllm.data.tokenizer import StreamDecoder, Tokenizer
 from jaxllm.errors import ConfigError, DataError
 
 HARD = [
