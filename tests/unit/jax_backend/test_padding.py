@@ -16,7 +16,7 @@ from jaxllm.state.initial import InitialWeights
 from tests.unit.jax_backend import cases
 
 ODD = cases.VOCABULARY + 1
-PROGRESS = Progress(3)
+PROGRESS = Progress(3, updates=3)
 EIGHT = {"cpu_devices": 8}
 MODELS = {
     "untied": {**cases.LLAMA, "vocab_size": ODD},

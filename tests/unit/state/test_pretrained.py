@@ -29,12 +29,13 @@ TASKS = {
     "sequence-classification": Task("sequence-classification", ("a", "b"), "single_label_classification"),
     "token-classification": Task("token-classification", ("a", "b", "c")),
 }
-_DECODER: dict[str, Any] = {**SIZES, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 3}
+_DECODER: dict[str, Any] = {**SIZES, "num_key_value_heads": 1, "pad_token_id": 3}
 MODELS: dict[str, dict[str, Any]] = {
     "bert": SIZES,
     "roberta": SIZES,
     "gpt2": {"vocab_size": 61, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 20, "pad_token_id": 3},
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2"), _DECODER),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "phi3", "olmo2"), _DECODER),
+    **{family: {**_DECODER, "head_dim": 8} for family in ("qwen3", "gemma", "gemma2", "gemma3_text")},
     "mixtral": {**_DECODER, "num_local_experts": 4},
     "qwen3_moe": {**_DECODER, "num_experts": 4, "moe_intermediate_size": 12, "num_experts_per_tok": 2},
 }
