@@ -32,14 +32,14 @@ def expected_matmul_flops(
     if kept is not None:
         if not attention_in_kernel:
             return None
-        recomputed = _recomputed(model, {*kept.device, *kept.host})
+        recomputed = recomputed_flops(model, {*kept.device, *kept.host})
     else:
-        every = _recomputed(model, ()) + attention
+        every = recomputed_flops(model, ()) + attention
         recomputed = {"none": 0.0, "dots": attention, "full": every}[str(remat)]
     return ((1.0 + BACKWARD) * forward + recomputed) * tokens / ways
 
 
-def _recomputed(model: ModelSpec, kept: Collection[str]) -> float:
+def recomputed_flops(model: ModelSpec, kept: Collection[str]) -> float:
     """FLOPs per token of the layers' products that run again when the points of `kept` are kept."""
     spec, hidden = model.attention, model.hidden_size
     query, key = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim

@@ -114,6 +114,8 @@ def test_the_kernel_computes_the_blocks_that_are_not_hidden():
     assert window.computed_fraction((256, 256)) == 7 / 16
     mixed = AttentionShape(1024, True, (256, None, None), (256, 256), (256, 256), False)  # as Gemma's layers
     assert mixed.computed_fraction((256, 256)) == (7 + 10 + 10) / 48
+    ring = AttentionShape(4096, True, (None,), (256, 256), (256, 256), False, ring=4)
+    assert [ring.computed_fraction((256, 256), length) for length in ring.lengths] == [10 / 16, 1.0]
     query = Array("bf16", (2, 4, 2, 1024, 64), 0)
     operands = (Array("s8", (1, 4, 4), 0), query, Array("bf16", (2, 4, 1024, 64), 0))
     square = 2 * query.elements * 1024
