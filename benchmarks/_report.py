@@ -20,7 +20,7 @@ def write(path: str | Path | None, results: Mapping[str, Any]) -> dict[str, Any]
     machine = describe_machine()
     del machine["hostname"]
     report = {
-        "benchmark": Path(sys.argv[0]).stem,
+        "benchmark": _name(Path(sys.argv[0])),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine,
         "versions": {"jaxllm": __version__, "python": sys.version.split()[0], **package_versions()},
@@ -31,3 +31,8 @@ def write(path: str | Path | None, results: Mapping[str, Any]) -> dict[str, Any]
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(report, indent=2) + "\n")
     return report
+
+
+def _name(script: Path) -> str:
+    """Of a script, or of the package that it is the command of."""
+    return script.parent.name if script.stem == "__main__" else script.stem

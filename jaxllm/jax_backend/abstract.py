@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding
+import numpy as np
+from jax.experimental import mesh_utils, topologies
+from jax.sharding import AxisType, Mesh
 
 from jaxllm.config.batch import resolve_batch
 from jaxllm.errors import ConfigError
-from jaxllm.families.spec import HeadSpec
 from jaxllm.jax_backend.assembly import Assembly
-from jaxllm.jax_backend.mesh import mesh_of, mesh_sizes
+from jaxllm.jax_backend.cuts import MESH_AXES
+from jaxllm.jax_backend.mesh import mesh_sizes
 from jaxllm.jax_backend.optimizer import Moments, StepScalars
-from jaxllm.jax_backend.sharding import MESH_AXES, Layout, data_parallel
+from jaxllm.jax_backend.sharding import Layout, data_parallel
 from jaxllm.jax_backend.step import DeviceBatch
 from jaxllm.run import Run
 
 
 def topology_mesh(run: Run, topology: str, slices: int, options: Mapping[str, object]) -> Mesh:
-    """The run's mesh on a topology's devices, laid out as on the real ones (`mesh_of`).
+    """The run's mesh on a topology's devices, laid out as on the real ones; slices are cut along `data`, the outermost axis.
 
     ConfigError when the mesh does not match the number of devices.
     """
@@ -40,7 +41,22 @@ def topology_mesh(run: Run, topology: str, slices: int, options: Mapping[str, ob
             f"the mesh {said} uses {math.prod(shape)} of the {len(devices)} devices of {slices} x {topology}; "
             "make their product match, or set parallel.data to -1",
         )
-    return mesh_of(sizes, devices)
+    if slices > 1:
+        across, within = _over_slices(shape, slices)
+        placed = mesh_utils.create_hybrid_device_mesh(within, across, devices)
+    else:
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _over_slices(shape: tuple[int, ...], slices: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How many slices each axis spans, outermost axes first, and its size within a slice."""
+    across, left = [], slices
+    for size in shape:
+        ways = np.gcd(size, left)
+        across.append(int(ways))
+        left //= int(ways)
+    return tuple(across), tuple(size // ways for size, ways in zip(shape, across, strict=True))
 
 
 @dataclass(frozen=True)
@@ -86,23 +102,35 @@ def abstract_arguments(parts: Assembly, run: Run, mesh: Mesh) -> tuple[Any, ...]
         {path: jax.ShapeDtypeStruct(leaf.shape, policy.master, sharding=where[path]) for path, leaf in shapes.items()}
         for where in (storage.params, storage.moments, storage.moments)
     )
+    scalars = StepScalars(*(_scalar(layout, policy.master) for _ in StepScalars._fields))
+    return params, Moments(exp_avg, exp_avg_sq), abstract_batch(run, mesh), scalars, _scalar(layout, jnp.uint32)
+
+
+def _scalar(layout: Layout, dtype: Any) -> jax.ShapeDtypeStruct:
+    """A number that every device has."""
+    return jax.ShapeDtypeStruct((), dtype, sharding=layout.whole)
+
+
+def abstract_batch(run: Run, mesh: Mesh) -> DeviceBatch:
+    """A batch of the run's objective as `jaxllm.jax_backend.feed` places it."""
+    layout, data, head = Layout(mesh), run.config.data, run.model.spec.head
     plan = resolve_batch(run.config, data_parallel(mesh))
-    shape = (plan.accumulation, plan.micro_batch * data_parallel(mesh), run.config.data.sequence_length)
-    rows = layout.sharding(None, "batch", "sequence")
+    rows = (plan.accumulation, plan.micro_batch * data_parallel(mesh))
+    has_source = run.model.spec.encoder is not None
+    length = (data.target_length or data.sequence_length) if has_source else data.sequence_length
 
-    def place(dtype: Any, shape: tuple[int, ...] = (), sharding: NamedSharding = layout.whole) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    def of_tokens(length: int, dtype: Any = jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct((*rows, length), dtype, sharding=layout.sharding(None, "batch", "sequence"))
 
-    tokens = place(jnp.int32, shape, rows)
-    batch: Any = DeviceBatch(tokens, *_targets(run.model.spec.head, place, shape, rows), tokens, tokens)  # type: ignore[arg-type]
-    scalars = StepScalars(*(place(policy.master) for _ in StepScalars._fields))
-    return params, Moments(exp_avg, exp_avg_sq), batch, scalars, place(jnp.uint32)
+    def of_rows(columns: int, dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct((*rows, columns), dtype, sharding=layout.sharding(None, "batch", None))
 
-
-def _targets(head: HeadSpec, place: Callable[..., Any], shape: tuple[int, ...], rows: NamedSharding) -> tuple[Any, Any]:
-    """Targets and their weights: of every token, or of every row."""
-    if head.kind != "sequence-classification":
-        return place(jnp.int32, shape, rows), place(jnp.float32, shape, rows)
-    is_label = head.loss == "cross-entropy"
-    of_row = (*shape[:2], 1 if is_label else head.outputs)
-    return place(jnp.int32 if is_label else jnp.float32, of_row), place(jnp.float32, of_row)
+    tokens = of_tokens(length)
+    source = of_tokens(data.sequence_length) if has_source else None
+    targets, weights = tokens, of_tokens(length, jnp.float32)
+    if head.kind == "sequence-classification":
+        is_label = head.loss == "cross-entropy"
+        columns = 1 if is_label else head.outputs
+        targets, weights = of_rows(columns, jnp.int32 if is_label else jnp.float32), of_rows(columns, jnp.float32)
+    types = tokens if head.kind in ("sequence-classification", "token-classification") else None
+    return DeviceBatch(tokens, targets, weights, tokens, tokens, types, source, source)

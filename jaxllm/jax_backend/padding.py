@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllm.families import WeightRule, flax_leaves
+from jaxllm.jax_backend.cuts import stored_shape
 from jaxllm.jax_backend.network import Params
 from jaxllm.jax_backend.offload import Storage, to_device
-from jaxllm.jax_backend.sharding import stored_shape
 
 Trees = dict[str, Params]
 

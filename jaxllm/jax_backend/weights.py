@@ -14,9 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllm.families import WeightRule, flatten, flax_leaves
 from jaxllm.families.weights import Leaf
+from jaxllm.jax_backend.cuts import stored_shape
 from jaxllm.jax_backend.network import Params
 from jaxllm.jax_backend.offload import to_device
-from jaxllm.jax_backend.sharding import stored_shape
 from jaxllm.state import TensorReader
 from jaxllm.state.training_state import Array
 

@@ -1,22 +1,15 @@
 """Memory of one process under DeepSpeed: what PyTorch's allocator hands out for the Hugging Face model of a run.
 
 Derived from what the code keeps alive, not fitted: every term below was found among the live allocations at the peak of a real
-run (`python -m benchmarks.planner --deepspeed` measures with torch's own accounting of allocations).  Letters: P parameters, n
-processes that share optimiser state, T tokens of a micro-batch on one process, S sequence, E hidden, Q heads x head_dim, M MLP
-size, V vocabulary, b bytes of the compute dtype, R DeepSpeed's bucket of gradients.
+run (`python -m benchmarks.planner --only deepspeed` measures with torch's own accounting of allocations).  Letters: P
+parameters, n processes that share optimiser state, b bytes of the compute dtype, R DeepSpeed's bucket of gradients.  What
+layers keep for the backward pass is in `jaxllm.planning.torch_activations`.
 
 What stays between the steps (bytes; p and m, v in float32):
 
     stage 0            4P + 8P, and 2P for the model that computes in bf16
     stage 1, 2         bP + 4P/n + 8P/n; stage 1 in bf16 also the whole gradient in float32, 4P
     stage 3            bP/n + 4P/n + 8P/n + the gradient's part 4P/n + 4R
-
-What a layer saves for its backward pass, for each token, without activation checkpointing:
-
-    RMS norm           its input in float32, normalised and scaled: 4E + 2bE (3bE in fp32); LayerNorm: input and output, 2bE
-    attention, sdpa    query, keys and values repeated for every head, output: 4bQ; the mask as numbers to add: b S
-    attention, eager   the same and the softmax in float32, with a copy in the compute dtype: H S (4 + b), 4 H S in fp32
-    MLP                input and output of the activation; gated: also the other factor and the product
 """
 
 from __future__ import annotations
@@ -28,9 +21,9 @@ from jaxllm.families import Model
 from jaxllm.families.spec import ModelSpec
 from jaxllm.planning.memory import Memory, Moment, moment
 from jaxllm.planning.setting import Setting, axes_of
-
-BUCKET = 200_000_000
-"""Elements of `reduce_bucket_size` in the DeepSpeed config that jaxllm writes."""
+from jaxllm.planning.torch_activations import activation_bytes, norm_bytes, working_bytes
+from jaxllm.torch_backend.bucket import LARGEST_BUCKET, bucket_elements, process_elements
+from jaxllm.torch_backend.documents import goes_by_documents
 
 FLAT_REDUCTION = 500_000_000
 """Elements that DeepSpeed reduces at a time at stage 0 and, in bf16, 1 (its `elements_per_buffer`)."""
@@ -38,17 +31,20 @@ FLAT_REDUCTION = 500_000_000
 LIVE_PARAMETERS = 1_000_000_000
 """Elements of `stage3_max_live_parameters`: gathered weights that stage 3 keeps."""
 
+PREFETCH = 50_000_000
+"""Elements of `stage3_prefetch_bucket_size`: weights that stage 3 fetches together, ahead of their use."""
+
 SUB_GROUP = 1_000_000_000
 """Elements of `sub_group_size`: stage 3 updates that many at a time."""
-
-# Tensors of the MLP's size that the backward pass of an activation needs.  Hugging Face writes `gelu_new` out in elementary
-# operations, each of which saves its own factors; every other activation is one operation that saves its input.
-_COMPOSED = {"gelu_new": 4, "gelu_fast": 4}
 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Bytes of what the moments are made of.  chunked: what a loss in chunks makes beside logits."""
+    """Bytes of what the moments are made of.
+
+    fetched: of weights as stage 3 receives them, before each has a place of its own.  chunked: what a loss in chunks makes
+    beside logits.  head, first: gradients of the output head, and of the embeddings with the first layer.
+    """
 
     parameters: float
     model: float
@@ -56,10 +52,13 @@ class _Sizes:
     moments: float
     gradients: float
     activations: float
-    layer: float
+    working: float
+    bucket: float
+    fetched: float
     logits: float
     chunked: float
     head: float
+    first: float
 
 
 def deepspeed_memory(model: Model, setting: Setting, *, cuda: bool = True) -> Memory:
@@ -69,7 +68,7 @@ def deepspeed_memory(model: Model, setting: Setting, *, cuda: bool = True) -> Me
     """
     sizes = _sizes(model, setting)
     stage = setting.zero_stage
-    bucket = bucket_bytes(setting)
+    bucket = sizes.bucket
     kept = _kept_between_steps(sizes, setting)
     carried = _carried_gradients(sizes, setting)
     host = 0.0
@@ -80,19 +79,25 @@ def deepspeed_memory(model: Model, setting: Setting, *, cuda: bool = True) -> Me
     whole = {"parameters": kept[0], "moments": kept[1]}
     forward = {**whole, "weights_in_use": gathered, "activations": sizes.activations}
     early = bucket if stage == 3 else 0.0
-    working = 2.0 * sizes.layer if setting.remat == "none" else sizes.layer
     moments = [
         moment("the loss", **forward, gradients=kept[2] + carried, logits=sizes.logits, buffers=early, working=sizes.chunked),
+        moment("the end of the forward pass", **forward, gradients=kept[2] + carried, buffers=early + sizes.fetched),
         moment(
             "the first layer that goes backward",
             **forward,
             gradients=kept[2] + carried + sizes.head,
             buffers=bucket,
-            working=working,
+            working=sizes.working,
         ),
-        _reduction(sizes, setting, whole, kept[2], carried, gathered),
+        _reduction(sizes, setting, whole, kept[2], carried, gathered, cuda=cuda),
+        _update(sizes, setting, whole, kept[2], cuda=cuda),
     ]
-    moments.append(_update(sizes, setting, whole, kept[2], cuda=cuda))
+    if stage == 0:
+        late = sizes.gradients - sizes.first
+        first = setting.tokens * model.spec.hidden_size * setting.compute_bytes
+        moments.append(
+            moment("the last layer that goes backward", **whole, gradients=late, activations=first, working=sizes.working)
+        )
     return Memory(moments, host)
 
 
@@ -102,8 +107,10 @@ def _logits_bytes(spec: ModelSpec, setting: Setting) -> float:
     A chunk's gradient is written over its logits; beside them are their exponentials, of which the softmax's totals are made.
     """
     chunk = setting.chunk(spec)
-    copies, tokens = (3.0, setting.tokens) if chunk is None else (2.0, chunk)
-    return copies * 4.0 * tokens * spec.outputs
+    copies, rows = (3.0, setting.tokens) if chunk is None else (2.0, chunk)
+    if spec.head.kind == "sequence-classification":
+        rows = setting.micro_batch
+    return copies * 4.0 * rows * spec.outputs
 
 
 def _chunked_bytes(spec: ModelSpec, setting: Setting) -> float:
@@ -118,40 +125,49 @@ def _shards(setting: Setting) -> int:
     return setting.groups * setting.parallel.context
 
 
-def bucket_bytes(setting: Setting) -> float:
-    """Bytes of DeepSpeed's gradient bucket."""
-    if setting.zero_stage == 0 or (setting.zero_stage == 1 and setting.precision == "bf16"):
-        return 0.0
-    return BUCKET * (4.0 if setting.zero_stage == 3 else setting.compute_bytes)
-
-
 def _sizes(model: Model, setting: Setting) -> _Sizes:
-    tensor = setting.parallel.tensor
-    parameters = float(sum(torch_elements(rule.parameters, axes_of(rule), tensor) for rule in model.rules))
+    spec, tokens, tensor = model.spec, float(setting.tokens), setting.parallel.tensor
+    parameters = float(process_elements(model, tensor))
     shards = _shards(setting) if setting.zero_stage else 1
-    spec, tokens = model.spec, float(setting.tokens)
-    layer = tokens * layer_bytes(model, setting)
-    saved = layer if setting.remat == "none" else tokens * spec.hidden_size * setting.compute_bytes
     last = tokens * (norm_bytes(spec, setting) + 8.0 * 3)  # and tokens, positions and targets
-    mask = setting.micro_batch * setting.sequence**2 * (1 if setting.attention == "sdpa" else setting.compute_bytes)
     return _Sizes(
         parameters=parameters,
         model=parameters * setting.compute_bytes,
         masters=4.0 * parameters / shards,
         moments=8.0 * parameters / shards,
         gradients=4.0 * parameters,
-        activations=spec.layers * saved + last + mask,
-        layer=layer if setting.remat != "none" else tokens * 2 * setting.compute_bytes * (spec.mlp.size / tensor),
+        activations=activation_bytes(model, setting) + last + _mask_bytes(spec, setting),
+        working=working_bytes(model, setting),
+        bucket=_bucket_bytes(setting) * bucket_elements(model, tensor),
+        fetched=_fetched_bytes(parameters, setting),
         logits=_logits_bytes(spec, setting),
         chunked=0.0 if setting.chunk(spec) is None else _chunked_bytes(spec, setting),
         head=0.0 if spec.tie_embeddings else 4.0 * spec.outputs * spec.hidden_size,
+        first=4.0
+        * sum(rule.parameters / (rule.layers or 1) for rule in model.rules if rule.layers or "vocab" in axes_of(rule)),
     )
 
 
-def torch_elements(elements: int, axes: frozenset[str], tensor: int) -> float:
-    """Elements of a weight on one process: AutoTP cuts the layers' matrices, and neither embeddings nor the output head."""
-    cut = "vocab" not in axes and bool({"heads", "kv_heads", "mlp"} & axes)
-    return elements / tensor if cut else elements
+def _fetched_bytes(parameters: float, setting: Setting) -> float:
+    """What processes send each other of a group of weights lies together until the last of them is used."""
+    if setting.zero_stage < 3 or _shards(setting) == 1:
+        return 0.0
+    return setting.compute_bytes * min(parameters, PREFETCH)
+
+
+def _bucket_bytes(setting: Setting) -> float:
+    """Bytes of an element of DeepSpeed's gradient bucket; 0 where there is none."""
+    if setting.zero_stage == 0 or (setting.zero_stage == 1 and setting.precision == "bf16"):
+        return 0.0
+    return 4.0 if setting.zero_stage == 3 else setting.compute_bytes
+
+
+def _mask_bytes(spec: ModelSpec, setting: Setting) -> float:
+    """The masks of all layers: of the rows of a micro-batch, queries x keys."""
+    if goes_by_documents(spec, setting.attention, setting.parallel.context):
+        return 0.0
+    each = 1 if setting.attention == "sdpa" else setting.compute_bytes
+    return float(setting.micro_batch * each * (setting.target or setting.sequence) ** 2)
 
 
 def _kept_between_steps(sizes: _Sizes, setting: Setting) -> tuple[float, float, float]:
@@ -177,73 +193,42 @@ def _carried_gradients(sizes: _Sizes, setting: Setting) -> float:
 
 
 def _reduction(
-    sizes: _Sizes, setting: Setting, whole: dict[str, float], gradients: float, carried: float, gathered: float
+    sizes: _Sizes,
+    setting: Setting,
+    whole: dict[str, float],
+    gradients: float,
+    carried: float,
+    gathered: float,
+    *,
+    cuda: bool,
 ) -> Moment:
     """The end of the last backward pass: all gradients are there and are added up over the processes."""
     stage, bf16 = setting.zero_stage, setting.precision == "bf16"
-    at_once = 4.0 * min(sizes.parameters, FLAT_REDUCTION if stage < 2 and not bucket_bytes(setting) else BUCKET)
+    at_once = 4.0 * min(sizes.parameters, FLAT_REDUCTION if stage < 2 and not sizes.bucket else LARGEST_BUCKET)
     part = sizes.gradients / _shards(setting)
     if stage == 0:
         gradients, buffers = sizes.gradients, at_once
     elif stage == 1 and bf16:
         gradients, buffers = gradients + sizes.model, at_once
+    elif stage == 3:
+        # The bucket's gradients in the order of processes; gloo, not NCCL, makes a copy of them.  A model of less than a bucket
+        # has let go of its weights by then.
+        buffers = sizes.bucket + (at_once if cuda else 2 * at_once)
+        gathered = gathered if sizes.parameters > LARGEST_BUCKET else 0.0
     else:
         # In bf16 the bucket's gradients are there three times: as autograd made them, in float32, and this process's part.
-        more = part + setting.compute_bytes * min(sizes.parameters, BUCKET) if bf16 else part if stage == 3 else carried
-        gradients, buffers = gradients + more, bucket_bytes(setting) + at_once
+        more = part + setting.compute_bytes * min(sizes.parameters, LARGEST_BUCKET) if bf16 else carried
+        gradients, buffers = gradients + more, sizes.bucket + at_once
     named = f"adding gradients up over {setting.groups} processes" if setting.groups > 1 else "the end of the backward pass"
     return moment(named, **whole, gradients=gradients, weights_in_use=gathered, buffers=buffers)
 
 
 def _update(sizes: _Sizes, setting: Setting, whole: dict[str, float], gradients: float, *, cuda: bool) -> Moment:
     """The optimiser's step: from stage 1 on the gradient's part, flat, beside the pieces it is made from."""
-    buffers = bucket_bytes(setting) if setting.zero_stage == 3 else 0.0
+    buffers = sizes.bucket if setting.zero_stage == 3 else 0.0
     if setting.offload_optimizer != "none":
         return moment("the update", **whole, gradients=gradients, buffers=buffers)
     part = sizes.gradients / _shards(setting) if setting.zero_stage else sizes.gradients
     pieces = part if setting.zero_stage else 0.0
     roots = min(sizes.moments / 2, 4.0 * SUB_GROUP if setting.zero_stage == 3 else math.inf) if cuda else 0.0
     return moment("the update", **whole, gradients=max(gradients, part) + pieces, buffers=buffers, working=roots)
-
-
-def norm_bytes(spec: ModelSpec, setting: Setting) -> float:
-    """Bytes a token's norm saves."""
-    width = setting.compute_bytes
-    if spec.norm.kind == "layer":
-        return 2.0 * width * spec.hidden_size
-    return (max(width, 4) + 2.0 * width) * spec.hidden_size
-
-
-def layer_bytes(model: Model, setting: Setting) -> float:
-    """Bytes that one layer of the Hugging Face model saves for its backward pass, for each token of a process."""
-    spec, width, tensor = model.spec, setting.compute_bytes, setting.parallel.tensor
-    heads = spec.attention.heads / tensor
-    query = heads * spec.attention.head_dim
-    attention = 4.0 * width * query
-    if setting.attention == "sdpa":
-        attention += width * setting.sequence + 4.0 * heads
-    else:
-        scores = 4.0 if width == 4 else 4.0 + width
-        attention += heads * setting.sequence * scores
-    if getattr(spec.attention, "query_key_norm", None):
-        attention += (4.0 + width) * (query + spec.attention.kv_heads * spec.attention.head_dim / tensor)
-    return norms(spec) * norm_bytes(spec, setting) + attention + _mlp_bytes(model, setting) + _dropout_bytes(spec, setting)
-
-
-def norms(spec: ModelSpec) -> int:
-    """Norms in a layer: before attention and MLP, after them, or both."""
-    place: str = spec.norm.place
-    return 4 if place == "sandwich" else 2
-
-
-def _mlp_bytes(model: Model, setting: Setting) -> float:
-    """Gated: gate, activated gate, up and their product; plain: what the activation needs and what it gives."""
-    keys = model.huggingface_config
-    name = str(keys.get("activation_function") or keys.get("hidden_act") or "")
-    inner = _COMPOSED.get(name, 1) + 1 + (2 if model.spec.mlp.gated else 0)
-    return inner * setting.compute_bytes * model.spec.mlp.size / setting.parallel.tensor
-
-
-def _dropout_bytes(spec: ModelSpec, setting: Setting) -> float:
-    """What was dropped, for each of the two residual branches."""
-    return 2.0 * setting.compute_bytes * spec.hidden_size if spec.residual_dropout else 0.0

@@ -1,31 +1,23 @@
 """Memory of one device under JAX: arguments of the compiled step and what XLA keeps beside them.
 
-What the forward pass saves is decided by JAX before XLA sees the program, and was read from the jaxpr: the outputs of the scan
-over layers.  What XLA adds (gathered weights, one layer's working set, copies of the logits) was read from its buffer
-assignments.  Letters: T tokens of a micro-batch on one device, S sequence, E hidden, H heads, Q heads x head_dim, K key/value
-heads x head_dim, M MLP size, V vocabulary, b bytes of the compute dtype.  Saved for each token and layer:
-
-| remat | RMS norm, each | LayerNorm, each | attention | MLP |
-|---|---|---|---|---|
-| none | 2bE + 4E | bE + 8E | 2bQ + 2bK + 8H + (4 + b) H S; splash, cudnn: 3bQ + 2bK + 4H | 6bM |
-| dots | bE | bE | bQ + 2bK | 2bM, plain bM |
-| full | bE for the whole layer | | | |
-| names, offload | the points that are named | | | |
-
-The axes divide them: `context` T, `tensor` H, Q, K, M, V and, along the sequence, what has E.
+What the forward pass keeps is in `jaxllm.planning.jax_activations`.  What XLA adds (gathered weights, copies of the logits) was
+read from its buffer assignments.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxllm.config.remat import REMAT_POINTS, kept_points
 from jaxllm.families import Model
 from jaxllm.families.spec import ModelSpec
-from jaxllm.planning.deepspeed_memory import norms
+from jaxllm.families.weights import WeightRule
+from jaxllm.planning.jax_activations import saved_bytes, working_bytes
 from jaxllm.planning.memory import Memory, moment
-from jaxllm.planning.setting import Setting, axes_of, cut_elements
+from jaxllm.planning.setting import Setting, axes_of, shards_of
+from jaxllm.planning.stacks import stacks_of
 
 Platform = Literal["tpu", "gpu", "cpu"]
 
@@ -35,19 +27,21 @@ class _Compiler:
     """What a platform's compiler does.
 
     logits: copies of the logits that are alive together.  logit_bytes: of an element, where it is not the compute dtype.
-    layer_copies: copies of the layers' weights, transposed for the products.
+    layer_copies: copies of the layers' weights, transposed for the products.  tiles: the last two dimensions of an array are
+    filled up to multiples of these in memory.
     """
 
     logits: float
     logit_bytes: float | None
     layer_copies: float
+    tiles: tuple[int, int] = (1, 1)
 
 
 # XLA:TPU (and XLA:GPU, which is taken to be like it) fuses the loss into one pass over the logits and keeps them beside their
 # gradient, both in the compute dtype.  XLA:CPU keeps the logits, their exponentials and the gradient, always in float32, and
 # copies the layers' weights transposed, for both passes.
 _COMPILERS: dict[Platform, _Compiler] = {
-    "tpu": _Compiler(2.0, None, 0.0),
+    "tpu": _Compiler(2.0, None, 0.0, (8, 128)),
     "gpu": _Compiler(2.0, None, 0.0),
     "cpu": _Compiler(3.0, 4.0, 2.0),
 }
@@ -55,9 +49,11 @@ _COMPILERS: dict[Platform, _Compiler] = {
 
 @dataclass(frozen=True)
 class _Counts:
-    """Elements on one device."""
+    """Elements on one device.  padding: what tiles add to the copies in the compute dtype; copied: to tables, see `_copied`."""
 
     all: float
+    padding: float
+    copied: float
     layers: float
     table: float
     whole_layer: float
@@ -67,34 +63,31 @@ class _Counts:
 def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Memory:
     """Memory of one device, at the moments of a step that can be the fullest."""
     spec, width, parallel = model.spec, setting.compute_bytes, setting.parallel
-    counts, compiler = _counts(model, setting), _COMPILERS[platform]
+    compiler = _COMPILERS[platform]
+    counts = _counts(model, setting, compiler.tiles)
     master, tokens = setting.master_bytes, float(setting.tokens)
     state = {"parameters": master * counts.all, "moments": 2.0 * master * counts.all}
-    batch = 5 * 4.0 * tokens * setting.accumulation
+    batch = 5 * 4.0 * tokens * setting.accumulation + 3 * master * counts.copied  # weights and moments
     host = 0.0
     if setting.offload_optimizer != "none":
         host, state["moments"] = state["moments"], 0.0
     if setting.offload_optimizer == "all":
         host, state["parameters"] = host + state["parameters"], 0.0
     # Weights as they are used: all of them are cast before the first layer.
-    cast = width * counts.all if width != master else 0.0
-    # Weights that are cut are gathered within the loop over layers, so that only the backward pass's copy is made before it.
-    is_cut = parallel.fsdp * parallel.tensor > 1
-    layer_copies = min(compiler.layer_copies, 1.0) if is_cut else compiler.layer_copies
-    copies = layer_copies * max(width, compiler.logit_bytes or 0) * counts.layers
+    cast = width * (counts.all + counts.padding) if width != master else 0.0
+    copies = compiler.layer_copies * max(width, compiler.logit_bytes or 0) * counts.layers
     accumulated = master * counts.all if setting.accumulation > 1 else 0.0
-    on_device, on_host = saved_bytes(spec, setting)
-    saved = tokens * spec.layers * on_device
-    host += tokens * spec.layers * on_host
+    saved, on_host = saved_bytes(spec, setting)
+    host += on_host
     gathers = parallel.fsdp > 1
     table = width * counts.whole_table if gathers else 0.0
     # This layer and the next; XLA:CPU, which cannot reduce and scatter at once, has a layer's whole gradient as well.
     layer = (3 if platform == "cpu" else 2) * width * counts.whole_layer if gathers else 0.0
     logit = compiler.logit_bytes or width
     chunk = setting.chunk(spec, tpu=platform == "tpu")
-    logits = compiler.logits * logit * (tokens if chunk is None else chunk) * -(-spec.outputs // parallel.tensor)
+    logits = compiler.logits * logit * _outputs(spec, setting, chunk)
     chunked = 0.0 if chunk is None else _chunked_bytes(spec, setting, platform)
-    working = tokens * working_bytes(spec, setting)
+    working = working_bytes(spec, setting, dense_experts=platform == "cpu")
     # Between the products residuals are split over `tensor`; for each product the hidden states of all tokens come together,
     # and their gradients do: so many copies are alive at the head and in a layer (Llama 70B and 405B over tensor 4).
     together = tokens * spec.hidden_size * width if parallel.tensor > 1 else 0.0
@@ -115,6 +108,14 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
     )  # fmt: skip
 
 
+def _outputs(spec: ModelSpec, setting: Setting, chunk: int | None) -> float:
+    """Logits that exist at once on a device: of a language model's vocabulary, or of a classification's labels."""
+    if spec.head.kind == "sequence-classification":
+        return float(setting.micro_batch * spec.outputs)
+    ways = 1 if spec.head.kind == "token-classification" else setting.parallel.tensor
+    return float((setting.tokens if chunk is None else chunk) * -(-spec.outputs // ways))
+
+
 def _chunked_bytes(spec: ModelSpec, setting: Setting, platform: Platform) -> float:
     """What a loss in chunks makes in the forward pass: the gradients of the hidden states and, over all chunks, of the head.
 
@@ -124,67 +125,48 @@ def _chunked_bytes(spec: ModelSpec, setting: Setting, platform: Platform) -> flo
     return setting.master_bytes * head + float(setting.tokens) * spec.hidden_size * setting.compute_bytes
 
 
-def _counts(model: Model, setting: Setting) -> _Counts:
-    parallel = setting.parallel
-    held = [(rule, cut_elements(rule, parallel.fsdp, parallel.tensor, parallel.expert)) for rule in model.rules]
-    gathered = [(rule, cut_elements(rule, 1, parallel.tensor, parallel.expert)) for rule in model.rules]
+def _counts(model: Model, setting: Setting, tiles: tuple[int, int]) -> _Counts:
+    mesh = setting.mesh_sizes
+    held = [(rule, _elements(rule, mesh)) for rule in model.rules]
+    gathered = [(rule, _elements(rule, {**mesh, "fsdp": 1})) for rule in model.rules]
     return _Counts(
         all=float(sum(size for _, size in held)),
+        padding=float(sum(_padding(rule, mesh, tiles) for rule in model.rules)),
+        copied=float(sum(_copied(rule, mesh, tiles) for rule in model.rules)),
         layers=float(sum(size for rule, size in held if rule.layers)),
         table=float(sum(size for rule, size in held if not rule.layers)),
-        whole_layer=sum(size / rule.layers for rule, size in gathered if rule.layers),
+        whole_layer=max(
+            sum(size / rule.layers for rule, size in gathered if rule.layers and stack.holds(rule))
+            for stack in stacks_of(model.spec, setting)
+        ),
         whole_table=float(max(size for rule, size in gathered if "vocab" in axes_of(rule))),
     )
 
 
-def saved_bytes(spec: ModelSpec, setting: Setting) -> tuple[float, float]:
-    """Bytes that one layer saves for its backward pass, for each token of a device: on the device, and in the host's memory."""
-    width, tensor = setting.compute_bytes, setting.parallel.tensor
-    wide = max(width, 4)
-    hidden = spec.hidden_size / tensor  # residuals and norms are split over the sequence there
-    heads = spec.attention.heads / tensor
-    query, key = heads * spec.attention.head_dim, spec.attention.kv_heads * spec.attention.head_dim / tensor
-    inner = spec.mlp.size / tensor
-    if setting.remat == "full":
-        return width * hidden, 0.0
-    if setting.remat == "dots":
-        return width * (2 * hidden + query + 2 * key + (2 if spec.mlp.gated else 1) * inner), 0.0
-    kept = kept_points(setting.remat) if setting.remat != "none" else None
-    if kept is not None:
-        sizes = _point_sizes(spec, hidden, query, key, inner)
-        device = {*kept.device} | ({"layer_input"} - {*kept.host})
-        return width * sum(sizes[name] for name in device), width * sum(sizes[name] for name in kept.host)
-    norm = (2 * width + wide) * hidden if spec.norm.kind == "rms" else (width + 2 * wide) * hidden
-    if setting.attention == "xla":
-        attention = 2 * width * query + 2 * width * key + 2 * wide * heads + (wide + width) * heads * setting.sequence
-    else:
-        attention = 3 * width * query + 2 * width * key + wide * heads
-    return norms(spec) * norm + attention + 6 * width * inner, 0.0
+def _padding(rule: WeightRule, mesh: Mapping[str, int], tiles: tuple[int, int]) -> float:
+    """Of projections from and to heads, whose last two dimensions, heads and their size, are not a whole number of tiles."""
+    added = 0.0
+    for axes, shape in zip(rule.axes, shards_of(rule, mesh), strict=True):
+        if "head_dim" in axes and {"heads", "kv_heads"} & {*axes} and "embed" in axes:
+            sizes = [size for axis, size in zip(axes, shape, strict=True) if axis in ("heads", "kv_heads", "head_dim")]
+            padded = math.prod(_in_tiles(size, tile) for size, tile in zip(sizes, tiles, strict=True))
+            added += math.prod(shape) * (padded / math.prod(sizes) - 1.0)
+    return added
 
 
-def _point_sizes(spec: ModelSpec, hidden: float, query: float, key: float, inner: float) -> dict[str, float]:
-    """Elements of each point of a layer (`jaxllm.config.remat.REMAT_POINTS`), for each token of a device."""
-    sizes = dict.fromkeys(REMAT_POINTS, hidden)
-    gate = inner if spec.mlp.gated else 0.0
-    return {
-        **sizes,
-        "query": query,
-        "key": key,
-        "value": key,
-        "attention_mixed": query,
-        "mlp_gate": gate,
-        "mlp_up": inner,
-        "mlp_inner": inner,
-    }
+def _in_tiles(size: int, tile: int) -> int:
+    """`size`, filled up to whole tiles; fewer than 8 rows have tiles of the next power of two."""
+    return 1 << (size - 1).bit_length() if size < tile <= 8 else -(-size // tile) * tile
 
 
-def working_bytes(spec: ModelSpec, setting: Setting) -> float:
-    """Bytes that one layer's backward pass works on, for each token: what it recomputes, and gradients of that."""
-    width, tensor = setting.compute_bytes, setting.parallel.tensor
-    heads = spec.attention.heads / tensor
-    query, inner = heads * spec.attention.head_dim, spec.mlp.size / tensor
-    mlp = (3 if spec.mlp.gated else 2) * width * inner
-    attention = 6 * width * query
-    if setting.attention == "xla":
-        attention += 3 * 4.0 * heads * setting.sequence
-    return max(mlp, attention) + 4 * width * spec.hidden_size
+def _copied(rule: WeightRule, mesh: Mapping[str, int], tiles: tuple[int, int]) -> float:
+    """Of a table whose rows are no whole number of tiles: the step gets it transposed, which is smaller, and copies it."""
+    copied = 0.0
+    for axes, shape in zip(rule.axes, shards_of(rule, mesh), strict=True):
+        if "vocab" in axes and len(shape) > 1 and shape[-1] % tiles[1] and not shape[-2] % tiles[1]:
+            copied += shape[-2] * _in_tiles(shape[-1], tiles[1])
+    return copied
+
+
+def _elements(rule: WeightRule, mesh: Mapping[str, int]) -> int:
+    return sum(math.prod(shape) for shape in shards_of(rule, mesh))

@@ -8,22 +8,25 @@ from dataclasses import dataclass
 from jaxllm.config import RunConfig, tokens_per_step, total_steps
 from jaxllm.config.schema import BackendName
 from jaxllm.errors import ConfigError
-from jaxllm.families import Model
+from jaxllm.families import Model, WeightRule
 from jaxllm.metrics.flops import flops_per_token
 from jaxllm.planning import scaling
 from jaxllm.planning.devices import Devices
 from jaxllm.planning.search import Candidate, Found, as_written, backends_on, search
+from jaxllm.planning.setting import axes_of
 from jaxllm.planning.utilization import Utilization, expected_utilization
 
 
 @dataclass(frozen=True)
 class Compute:
-    """What a run is.  flops: model FLOPs of all steps.  optimal: tokens at which this model is the best use of its FLOPs.
+    """What a run is.  active: parameters that a token passes through, which are fewer where it takes some of many experts.
 
-    equivalent: parameters of the compute-optimal model that would reach the same loss.
+    flops: model FLOPs of all steps.  optimal: tokens at which this model is the best use of its FLOPs.  equivalent: parameters
+    of the compute-optimal model that would reach the same loss.  Both count active parameters: the law is of FLOPs.
     """
 
     parameters: int
+    active: int
     steps: int
     tokens: int
     flops_per_token: float
@@ -33,8 +36,8 @@ class Compute:
 
     @property
     def ratio(self) -> float:
-        """Tokens for each parameter."""
-        return self.tokens / self.parameters
+        """Tokens for each active parameter."""
+        return self.tokens / self.active
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,7 @@ class Plan:
 
 
 def make_plan(config: RunConfig, model: Model, devices: Sequence[Devices], budget_hours: float | None = None) -> Plan:
-    """Plan a run.  ConfigError for a model whose memory is not known."""
-    if model.spec.encoder is not None:
-        raise ConfigError(
-            "model.family", f"the memory of an encoder-decoder ({model.family}) is not modelled yet; plan a decoder"
-        )
+    """Plan a run."""
     compute = compute_of(config, model)
     plans = [_device_plan(config, model, each, compute) for each in devices]
     budgets = [] if budget_hours is None else [_budget(config, model, each, budget_hours) for each in devices]
@@ -110,21 +109,34 @@ def make_plan(config: RunConfig, model: Model, devices: Sequence[Devices], budge
 def compute_of(config: RunConfig, model: Model) -> Compute:
     """Counts of a run."""
     tokens = total_steps(config) * tokens_per_step(config)
-    each = flops_per_token(model.spec, config.data.sequence_length).training
-    parameters = model.parameters
+    each = flops_per_token(model.spec, config.data.sequence_length, config.data.target_length).training
+    active = active_parameters(model)
     return Compute(
-        parameters=parameters,
+        parameters=model.parameters,
+        active=active,
         steps=total_steps(config),
         tokens=tokens,
         flops_per_token=each,
         flops=each * tokens,
-        optimal=scaling.optimal_tokens(parameters),
-        equivalent=scaling.equivalent(parameters, tokens),
+        optimal=scaling.optimal_tokens(active),
+        equivalent=scaling.equivalent(active, tokens),
     )
 
 
+def active_parameters(model: Model) -> int:
+    """Parameters that a token passes through: of experts only those that it takes."""
+    return sum(_active(model, rule) for rule in model.rules)
+
+
+def _active(model: Model, rule: WeightRule) -> int:
+    experts = model.spec.mlp.experts
+    if experts is None or "experts" not in axes_of(rule):
+        return rule.parameters
+    return rule.parameters * experts.per_token // experts.count
+
+
 def _device_plan(config: RunConfig, model: Model, devices: Devices, compute: Compute) -> DevicePlan:
-    use = expected_utilization(devices.chip, compute.parameters)
+    use = expected_utilization(devices.chip, compute.active)
     plans = [
         BackendPlan(backend, _written(config, model, backend, devices, use), search(config, model, backend, devices, use))
         for backend in backends_on(devices)
@@ -144,8 +156,8 @@ def _written(
 
 def _budget(config: RunConfig, model: Model, devices: Devices, hours: float) -> Budget:
     """chip-hours x peak x MFU."""
-    use = expected_utilization(devices.chip, model.parameters)
-    each = use.counted(flops_per_token(model.spec, config.data.sequence_length))
+    use = expected_utilization(devices.chip, active_parameters(model))
+    each = use.counted(flops_per_token(model.spec, config.data.sequence_length, config.data.target_length))
     flops = hours * 3600 * devices.chip.bf16_flops * devices.chip.devices_per_chip * use.mfu
     best = scaling.optimum(flops)
     return Budget(devices, use, flops, flops / each, best, shape_of(model, best.parameters))
@@ -158,7 +170,7 @@ def shape_of(model: Model, parameters: float) -> tuple[int, int]:
     and the hidden size is a multiple of 128, which matrix units prefer.
     """
     spec = model.spec
-    layered = sum(rule.parameters for rule in model.rules if rule.layers) / spec.layers / spec.hidden_size**2
+    layered = sum(_active(model, rule) for rule in model.rules if rule.layers) / spec.layers / spec.hidden_size**2
     outside = sum(rule.parameters for rule in model.rules if not rule.layers) / spec.hidden_size
     aspect = spec.hidden_size / spec.layers
 

@@ -35,11 +35,13 @@ def large(value: float) -> str:
 
 
 def _compute_lines(compute: Compute) -> Iterator[str]:
-    yield f"model           {compute.parameters:,} parameters"
+    active = "" if compute.active == compute.parameters else f", of which a token passes through {compute.active:,}"
+    yield f"model           {compute.parameters:,} parameters{active}"
     yield f"compute         {compute.flops_per_token:.3g} FLOPs per token, {compute.flops:.3g} in all (forward and backward)"
-    yield f"tokens          {compute.tokens:,} in {compute.steps:,} steps, {compute.ratio:.1f} per parameter"
+    kind = "parameter" if compute.active == compute.parameters else "active parameter"
+    yield f"tokens          {compute.tokens:,} in {compute.steps:,} steps, {compute.ratio:.1f} per {kind}"
     yield f"                compute-optimal for this size: {large(compute.optimal)} tokens ({scaling.SOURCE})"
-    yield f"                {scaling.meaning(compute.parameters, compute.tokens)}"
+    yield f"                {scaling.meaning(compute.active, compute.tokens)}"
     same = f"a compute-optimal model of {large(compute.equivalent)} parameters would reach the same loss"
     yield f"                {same} (the law's estimate)"
 
@@ -120,6 +122,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
     return {
         "compute": {
             "parameters": compute.parameters,
+            "active_parameters": compute.active,
             "steps": compute.steps,
             "tokens": compute.tokens,
             "tokens_per_parameter": compute.ratio,
@@ -127,7 +130,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "flops": compute.flops,
             "optimal_tokens": compute.optimal,
             "equivalent_parameters": compute.equivalent,
-            "meaning": scaling.meaning(compute.parameters, compute.tokens),
+            "meaning": scaling.meaning(compute.active, compute.tokens),
             "source": scaling.SOURCE,
         },
         "devices": [_device_json(each) for each in plan.devices],
@@ -172,6 +175,7 @@ def _candidate_json(candidate: Any) -> dict[str, Any]:
         "attention": setting.attention,
         "zero_stage": setting.zero_stage,
         "offload_optimizer": setting.offload_optimizer,
+        "offload_param": setting.offload_param,
         "memory": candidate.memory.to_json(),
         "step_seconds": candidate.speed.seconds,
         "overrides": list(candidate.overrides),

@@ -14,7 +14,7 @@ from jaxllm.planning.deepspeed_memory import deepspeed_memory
 from jaxllm.planning.devices import Devices
 from jaxllm.planning.jax_memory import jax_memory
 from jaxllm.planning.memory import Memory
-from jaxllm.planning.setting import Remat, Setting, check_setting, setting_of
+from jaxllm.planning.setting import Remat, Setting, check_setting, setting_of, target_of
 from jaxllm.planning.speed import Speed, speed
 from jaxllm.planning.utilization import Utilization
 
@@ -40,18 +40,26 @@ class Found:
     smallest: Candidate | None
 
 
-def attention_of(config: RunConfig, model: Model, backend: BackendName, devices: Devices) -> str:
-    """The attention kernel a run would use on these devices."""
+def attention_of(config: RunConfig, model: Model, backend: BackendName, devices: Devices, context: int) -> str:
+    """The attention kernel a run would use on these devices.  context: how many share a sequence."""
     if backend == "deepspeed":
         return torch_attention(config, model)
-    wanted = getattr(config.jax, "attention", "xla")
-    if wanted != "auto":
-        return str(wanted)
-    if model.spec.attention.dropout or config.training.precision == "fp64":
-        return "xla"
+    if context > 1:
+        return "ring"
+    if config.jax.attention != "auto":
+        return config.jax.attention
     if devices.chip.kind == "tpu":
-        return "splash" if config.data.sequence_length % 128 == 0 else "xla"
-    return "cudnn" if config.training.precision == "bf16" and "MI300" not in devices.chip.name else "xla"
+        return tpu_attention(config, model)
+    if model.spec.encoder is not None or model.spec.attention.dropout or config.training.precision != "bf16":
+        return "xla"
+    return "xla" if "MI300" in devices.chip.name else "cudnn"
+
+
+def tpu_attention(config: RunConfig, model: Model) -> str:
+    """What `auto` takes on a TPU: the splash kernel, where it can do what the model asks for."""
+    spec = model.spec
+    plain = spec.encoder is None and not spec.attention.dropout and config.training.precision != "fp64"
+    return "splash" if plain and config.data.sequence_length % 128 == 0 else "xla"
 
 
 def torch_attention(config: RunConfig, model: Model) -> str:
@@ -75,8 +83,9 @@ def memory_of(model: Model, setting: Setting, devices: Devices) -> Memory:
 
 def as_written(config: RunConfig, model: Model, backend: BackendName, devices: Devices, use: Utilization) -> Candidate:
     """The run file's own setting.  ConfigError when it is not possible on these devices."""
-    setting = setting_of(config, backend, devices.count, attention_of(config, model, backend, devices))
-    check_setting(model, setting)
+    attention = attention_of(config, model, backend, devices, config.parallel.context)
+    setting = setting_of(config, backend, devices.count, attention)
+    check_setting(config, model, setting)
     return Candidate(setting, memory_of(model, setting, devices), speed(model, setting, devices, use), ())
 
 
@@ -109,22 +118,23 @@ def _different(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def _settings(config: RunConfig, model: Model, backend: BackendName, devices: Devices) -> Iterator[Setting]:
-    attention = attention_of(config, model, backend, devices)
     batch, sequence = config.training.global_batch, config.data.sequence_length
-    for parallel in _meshes(backend, devices, sequence):
-        groups = parallel.data * parallel.fsdp
+    experts = 1 if model.spec.mlp.experts is None or backend == "deepspeed" else model.spec.mlp.experts.count
+    for parallel in _meshes(backend, devices, sequence, experts):
+        attention = attention_of(config, model, backend, devices, parallel.context)
+        groups = parallel.data * parallel.fsdp * parallel.expert
         if batch % groups:
             continue
         for micro, memory in product(_powers(batch // groups), _savings(backend)):
             remat, stage, offload = memory
             setting = Setting(
                 backend, parallel, sequence, batch, micro, config.training.precision, remat, attention, stage, offload,
-                loss_chunk=config.training.loss_chunk,
+                loss_chunk=config.training.loss_chunk, target=target_of(config),
             )  # fmt: skip
             if (stage > 0 or parallel.fsdp > 1) and backend == "deepspeed" and not _meaningful(setting):
                 continue
             try:
-                check_setting(model, setting)
+                check_setting(config, model, setting)
             except ConfigError:
                 continue
             yield setting
@@ -151,8 +161,8 @@ def _powers(limit: int) -> list[int]:
     return sorted({*found, limit} if limit <= 256 else set(found))
 
 
-def _meshes(backend: BackendName, devices: Devices, sequence: int) -> Iterator[ParallelConfig]:
-    """Products of the axes that make up the devices; tensor parallelism stays within a GPU host."""
+def _meshes(backend: BackendName, devices: Devices, sequence: int, experts: int) -> Iterator[ParallelConfig]:
+    """Products of the axes that make up the devices; tensor parallelism stays within a GPU host.  experts: 1 without any."""
     count = devices.count
     host = min(count, devices.chip.chips_per_host * devices.chip.devices_per_chip, 8) if devices.chip.kind == "gpu" else 16
     for tensor in (1, 2, 4, 8, 16):
@@ -160,8 +170,10 @@ def _meshes(backend: BackendName, devices: Devices, sequence: int) -> Iterator[P
             if tensor > host or count % (tensor * context):
                 continue
             groups = count // (tensor * context)
-            for fsdp in _fsdp(backend, groups):
-                yield ParallelConfig(data=groups // fsdp, fsdp=fsdp, tensor=tensor, context=context)
+            for expert in (size for size in (1, 2, 4, 8, 16) if experts % size == 0 and groups % size == 0):
+                for fsdp in _fsdp(backend, groups // expert):
+                    data = groups // (expert * fsdp)
+                    yield ParallelConfig(data=data, fsdp=fsdp, tensor=tensor, context=context, expert=expert)
 
 
 def _fsdp(backend: BackendName, groups: int) -> list[int]:

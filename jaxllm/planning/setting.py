@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
+from jaxllm.backend import check_layout
 from jaxllm.config import RunConfig, resolve_batch
 from jaxllm.config.batch import data_parallel
 from jaxllm.config.loss_chunk import LossChunk, chunk_tokens
 from jaxllm.config.remat import RematPolicy
 from jaxllm.config.schema import BackendName, ParallelConfig, Precision
 from jaxllm.errors import ConfigError
-from jaxllm.families import Model
+from jaxllm.families import Model, flax_leaves
 from jaxllm.families.spec import ModelSpec
 from jaxllm.families.weights import WeightRule
+from jaxllm.jax_backend.cuts import shard_shape, stored_shape
+from jaxllm.planning.tpu.changes import changed
 
 Remat = RematPolicy | tuple[str, ...]
 
@@ -27,8 +30,9 @@ class Setting:
     """One way to run a model on some devices.
 
     parallel: with every size known.  sequence: tokens of a sequence.  remat: as `jax.remat`; on DeepSpeed `full` is activation
-    checkpointing.  attention: the kernel (`xla`, `splash`, `cudnn`; `sdpa`, `eager`).  offload_optimizer: as the backend's key
-    of that name; offload_param: weights in the host's memory.  loss_chunk: as `training.loss_chunk`.
+    checkpointing.  attention: `xla`, `splash`, `cudnn`, `ring`; `sdpa`, `eager`.  offload_optimizer: as the backend's key of
+    that name; offload_param: weights in the host's memory.  loss_chunk: as `training.loss_chunk`.  target: tokens of the target
+    of an encoder-decoder, whose source has `sequence` of them; None without an encoder.
     """
 
     backend: BackendName
@@ -43,6 +47,7 @@ class Setting:
     offload_optimizer: str = "none"
     offload_param: bool = False
     loss_chunk: LossChunk = "none"
+    target: int | None = None
 
     @property
     def devices(self) -> int:
@@ -62,8 +67,18 @@ class Setting:
 
     @property
     def tokens(self) -> int:
-        """Tokens that one device holds in a forward pass."""
-        return self.micro_batch * self.sequence // self.parallel.context
+        """Tokens that one device holds in a forward pass; of an encoder-decoder, those of its decoder."""
+        return self.micro_batch * (self.target or self.sequence) // self.parallel.context
+
+    @property
+    def source_tokens(self) -> int:
+        """Tokens that one device's encoder holds in a forward pass; 0 without one."""
+        return 0 if self.target is None else self.micro_batch * self.sequence
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of an optimiser step over all devices."""
+        return self.global_batch * (self.sequence + (self.target or 0))
 
     def chunk(self, spec: ModelSpec, *, tpu: bool = False) -> int | None:
         """Tokens whose logits exist at once on a device; None: all of them.  tpu: whether it is one."""
@@ -72,8 +87,7 @@ class Setting:
         if self.backend == "deepspeed":  # AutoTP gathers the logits of a head that is not tied
             is_whole = self.parallel.tensor == 1 or spec.tie_embeddings
             return chunk_tokens(self.loss_chunk, self.tokens, spec.vocab_size) if is_whole else None
-        vocabulary = -(-spec.vocab_size // self.parallel.tensor)
-        return chunk_tokens(self.loss_chunk, self.tokens, vocabulary, hidden=spec.hidden_size, tpu=tpu)
+        return chunk_tokens(self.loss_chunk, self.tokens, -(-spec.vocab_size // self.parallel.tensor), tpu=tpu)
 
     @property
     def compute_bytes(self) -> int:
@@ -86,13 +100,18 @@ class Setting:
         return 8 if self.precision == "fp64" else 4
 
     @property
+    def mesh_sizes(self) -> dict[str, int]:
+        """Size of every axis."""
+        return {axis: int(getattr(self.parallel, axis)) for axis in AXES}
+
+    @property
     def mesh(self) -> str:
         """`fsdp 8 x tensor 4`."""
         sizes = [f"{axis} {getattr(self.parallel, axis)}" for axis in AXES if getattr(self.parallel, axis) > 1]
         return " x ".join(sizes) or "one device"
 
-    def overrides(self, config: RunConfig) -> tuple[str, ...]:
-        """The `--set` arguments that turn a run file into this setting: only what it says otherwise."""
+    def changes(self, config: RunConfig) -> dict[str, object]:
+        """What turns a run file into this setting, by dotted key: only what it says otherwise."""
         wanted: dict[str, object] = {f"parallel.{axis}": getattr(self.parallel, axis) for axis in AXES}
         wanted["training.micro_batch"] = self.micro_batch
         if self.backend == "jax":
@@ -102,14 +121,19 @@ class Setting:
             wanted["deepspeed.zero_stage"] = self.zero_stage
             wanted["deepspeed.activation_checkpointing"] = self.remat == "full"
             wanted["deepspeed.offload_optimizer"] = self.offload_optimizer
-        said = []
-        for key, value in wanted.items():
-            section, name = key.split(".")
-            if key == "parallel.data" and config.parallel.data == -1:  # it takes what the others leave
-                continue
-            if value != getattr(getattr(config, section), name, "none"):
-                said.append(f"{key}={str(value).lower()}")
-        return tuple(said)
+            wanted["deepspeed.offload_param"] = "cpu" if self.offload_param else "none"
+        if config.parallel.data == -1:  # it takes what the others leave
+            del wanted["parallel.data"]
+        return {key: value for key, value in wanted.items() if value != _said(config, key)}
+
+    def overrides(self, config: RunConfig) -> tuple[str, ...]:
+        """The same as `--set` arguments."""
+        return tuple(f"{key}={str(value).lower()}" for key, value in self.changes(config).items())
+
+
+def _said(config: RunConfig, key: str) -> object:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
 
 
 AXES = ("data", "fsdp", "tensor", "context", "expert")
@@ -131,9 +155,10 @@ def setting_of(config: RunConfig, backend: BackendName, devices: int, attention:
         remat=_remat(config, backend),
         attention=attention,
         zero_stage=deepspeed.zero_stage if backend == "deepspeed" else 0,
-        offload_optimizer=str(getattr(config.jax if backend == "jax" else deepspeed, "offload_optimizer", "none")),
-        offload_param=backend == "deepspeed" and getattr(deepspeed, "offload_param", "none") != "none",
+        offload_optimizer=config.jax.offload_optimizer if backend == "jax" else deepspeed.offload_optimizer,
+        offload_param=backend == "deepspeed" and deepspeed.offload_param != "none",
         loss_chunk=config.training.loss_chunk,
+        target=target_of(config),
     )
     if setting.devices != devices:
         raise ConfigError(
@@ -144,14 +169,23 @@ def setting_of(config: RunConfig, backend: BackendName, devices: int, attention:
     return setting
 
 
+def target_of(config: RunConfig) -> int | None:
+    """Tokens of a target; None without an encoder that reads a source."""
+    paired = config.objective.kind in ("seq2seq", "span-corruption")
+    return config.data.target_length or config.data.sequence_length if paired else None
+
+
 def _remat(config: RunConfig, backend: BackendName) -> Remat:
     if backend == "jax":
         return config.jax.remat
     return "full" if config.deepspeed.activation_checkpointing else "none"
 
 
-def check_setting(model: Model, setting: Setting) -> None:
-    """ConfigError, naming axis, dimension and size, when a mesh axis does not divide what it cuts."""
+def check_setting(config: RunConfig, model: Model, setting: Setting) -> None:
+    """ConfigError, naming axis, dimension and size, when a mesh axis does not divide what it cuts.
+
+    The same for what the setting's backend cannot combine, by the tables that it starts with.
+    """
     spec, parallel = model.spec, setting.parallel
     cuts: Sequence[tuple[str, int, str, int]] = (
         ("tensor", parallel.tensor, "the number of attention heads", spec.attention.heads),
@@ -161,22 +195,16 @@ def check_setting(model: Model, setting: Setting) -> None:
     )
     if setting.backend == "deepspeed":  # Ulysses gives every device some of the heads
         cuts = (*cuts, ("context", parallel.context * parallel.tensor, "the number of attention heads", spec.attention.heads))
+    if spec.mlp.experts is not None:
+        cuts = (*cuts, ("expert", parallel.expert, "the number of experts", spec.mlp.experts.count))
     for axis, ways, name, size in cuts:
         if size % ways:
             raise ConfigError(f"parallel.{axis}", f"{ways} does not divide {name}, {size}; use a divisor of {size}")
-    if setting.backend == "jax" and spec.hidden_size % parallel.fsdp:
-        raise ConfigError(
-            "parallel.fsdp",
-            f"{parallel.fsdp} does not divide the hidden size, {spec.hidden_size}; use a divisor of {spec.hidden_size}",
-        )
-
-
-def one_device(setting: Setting) -> Setting:
-    """The same micro-batch on one device alone."""
-    return replace(setting, parallel=ParallelConfig(data=1), global_batch=setting.micro_batch)
-
-
-_TENSOR_AXES = frozenset({"heads", "kv_heads", "mlp", "vocab"})
+    if setting.backend == "jax":
+        for rule in model.rules:
+            shards_of(rule, setting.mesh_sizes)
+    applied = changed(config, setting.changes(config)).model_copy(update={"backend": setting.backend})
+    check_layout(applied, model, setting.devices)
 
 
 def axes_of(rule: WeightRule) -> frozenset[str]:
@@ -184,15 +212,12 @@ def axes_of(rule: WeightRule) -> frozenset[str]:
     return frozenset(axis for axes in rule.axes for axis in axes) - {"layers"}
 
 
-def cut_elements(rule: WeightRule, fsdp: int, tensor: int, expert: int) -> int:
-    """Elements of a weight that one device of a JAX mesh holds: as `jaxllm.jax_backend.sharding` cuts it."""
-    held = 0
-    filled = {"vocab": -(-rule.sizes["vocab"] // tensor) * tensor}
-    for axes, shape in zip(rule.axes, rule.flax_shapes, strict=True):
-        names = set(axes) - {"layers"}
-        ways = tensor if names & _TENSOR_AXES else 1
-        ways *= expert if "experts" in names else 1
-        ways *= fsdp if any(rule.sizes[axis] % fsdp == 0 for axis in names) else 1
-        size = math.prod(filled.get(axis, length) for axis, length in zip(axes, shape, strict=True))
-        held += -(-size // ways)
-    return held
+def shards_of(rule: WeightRule, mesh: Mapping[str, int]) -> list[tuple[int, ...]]:
+    """Shapes of what one device of a JAX mesh of these sizes holds of a weight."""
+    sizes = tuple(mesh.items())
+    return [_shard(leaf.axes, stored_shape(leaf, mesh), sizes) for leaf in flax_leaves([rule])]
+
+
+@lru_cache(maxsize=65536)
+def _shard(axes: tuple[str, ...], shape: tuple[int, ...], mesh: tuple[tuple[str, int], ...]) -> tuple[int, ...]:
+    return shard_shape(axes, shape, dict(mesh))

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxllm.config.remat import HOST
-from jaxllm.families import Model, ModelSpec
+from jaxllm.families import Model
 from jaxllm.metrics.flops import flops_per_token
 from jaxllm.planning.devices import Devices
-from jaxllm.planning.jax_memory import saved_bytes
-from jaxllm.planning.setting import Setting
-from jaxllm.planning.tpu.expected import recomputed_flops
+from jaxllm.planning.jax_activations import saved_bytes
+from jaxllm.planning.setting import Setting, axes_of
+from jaxllm.planning.stacks import stacks_of
 from jaxllm.planning.utilization import Utilization
 
 BETWEEN_HOSTS = 50e9
@@ -51,12 +50,13 @@ class Speed:
 def speed(model: Model, setting: Setting, devices: Devices, utilization: Utilization) -> Speed:
     """Seconds of an optimiser step."""
     spec, parallel, width = model.spec, setting.parallel, setting.compute_bytes
-    tokens = setting.global_batch * setting.sequence
-    flops = tokens * utilization.counted(flops_per_token(spec, setting.sequence))
-    again = _again(spec, setting)
+    flops = setting.step_tokens * utilization.counted(flops_per_token(spec, setting.sequence, setting.target))
+    again = RECOMPUTED[setting.remat] if isinstance(setting.remat, str) else 0.3
     arithmetic = flops * (1 + again / 3) / (devices.flops * utilization.mfu)
     rate = _rate(devices)
-    held = model.parameters / parallel.tensor
+    held = (
+        sum(rule.parameters / (parallel.expert if "experts" in axes_of(rule) else 1) for rule in model.rules) / parallel.tensor
+    )
     passes = setting.accumulation
     shards = setting.groups * parallel.context if setting.backend == "deepspeed" else parallel.fsdp
     gathered = 0.0
@@ -72,11 +72,12 @@ def speed(model: Model, setting: Setting, devices: Devices, utilization: Utiliza
     elif setting.backend == "deepspeed" and setting.zero_stage == 0 and shards > 1:
         summed = 2 * 4 * held
     residual = setting.tokens * spec.hidden_size * width
+    residuals = sum(stack.layers * stack.tokens for stack in stacks_of(spec, setting)) * spec.hidden_size * width
     waited = 0.0
     if parallel.tensor > 1:
         share = (parallel.tensor - 1) / parallel.tensor
         sums = 4 + 2 * min(again, 1.0)  # two forward, two backward, two where the layer is computed again
-        waited += sums * 2 * residual * share * spec.layers * passes
+        waited += sums * 2 * residuals * share * passes
     hidden = gathered + summed
     if parallel.context > 1:
         keys = setting.tokens * 2 * spec.attention.kv_heads * spec.attention.head_dim * width / parallel.tensor
@@ -84,19 +85,9 @@ def speed(model: Model, setting: Setting, devices: Devices, utilization: Utiliza
             hidden += keys * (parallel.context - 1) * 3 * spec.layers * passes
         else:
             waited += 3 * (2 * residual + keys) * spec.layers * passes
-    to_host = 2.0 * saved_bytes(spec, setting)[1] * setting.tokens * spec.layers * passes if setting.backend == "jax" else 0.0
+    to_host = 2.0 * saved_bytes(spec, setting)[1] * passes if setting.backend == "jax" else 0.0
     offloaded = 16 * held / shards / TO_HOST if setting.offload_optimizer != "none" else 0.0  # moments there and back
     return Speed(arithmetic, max(hidden / rate, to_host / TO_HOST), waited / rate + offloaded)
-
-
-def _again(spec: ModelSpec, setting: Setting) -> float:
-    """Forward passes that are computed again: of points by name, the products whose result is not kept."""
-    if isinstance(setting.remat, str):
-        return RECOMPUTED[setting.remat]
-    points = {point.removesuffix(HOST) for point in setting.remat}
-    forward = flops_per_token(spec, setting.sequence)
-    attention = 0.0 if "attention_mixed" in points else forward.attention
-    return min(1.0, (recomputed_flops(spec, points) + attention) / forward.forward)
 
 
 def _rate(devices: Devices) -> float:

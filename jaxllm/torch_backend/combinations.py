@@ -15,11 +15,12 @@ from jaxllm.errors import ConfigError
 from jaxllm.families import Model
 from jaxllm.families.spec import AttentionSpec
 
-AUTOTP_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"})
+AUTOTP_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2"})
 """Families whose training under AutoTP a test has shown to be the training of one process.
 
-Not among them: gpt2, whose layers are no linear layers to transformers and have no tensor-parallel plan; phi3, whose plan cuts
-fused projections, and olmo2, whose plan normalises over all heads, both by a style (`rowwise_split_input`) that AutoTP lacks.
+Not among them: gpt2, whose layers (transformers' Conv1D) keep their weights the other way round than AutoTP's training layers
+compute with them; mixtral and qwen3_moe, whose experts are one stacked tensor, which AutoTP does not cut; encoders and
+encoder-decoders, for which transformers has no tensor-parallel plan.
 """
 
 
@@ -148,7 +149,9 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         "parallel.tensor",
         "tensor above 1 with a family that AutoTP does not split",
-        "AutoTP follows the tensor-parallel plan that transformers has for a model, and this family has none that it knows",
+        "AutoTP follows the tensor-parallel plan that transformers has for a model: encoders and encoder-decoders have none, "
+        "experts are one stacked tensor that it does not cut, and gpt2 keeps its weights the other way round than its layers "
+        "compute",
         f"set it to 1 and use fsdp or context, or train one of: {', '.join(sorted(AUTOTP_FAMILIES))}",
         lambda case: case.parallel.tensor > 1 and case.model.family not in AUTOTP_FAMILIES,
     ),

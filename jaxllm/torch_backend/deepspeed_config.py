@@ -6,18 +6,21 @@ from typing import Any
 
 from jaxllm.config.batch import BatchPlan
 from jaxllm.config.schema import DeepSpeedConfig, RunConfig
+from jaxllm.run import Run
+from jaxllm.torch_backend.bucket import LARGEST_BUCKET, bucket_elements
 from jaxllm.torch_backend.mesh import Mesh
 
 _NEVER = 10**12
 
 
-def deepspeed_config(config: RunConfig, plan: BatchPlan, mesh: Mesh) -> dict[str, Any]:
+def deepspeed_config(run: Run, plan: BatchPlan, mesh: Mesh) -> dict[str, Any]:
     """What `deepspeed.initialize` gets.
 
     The optimiser is not part of it: jaxllm hands DeepSpeed a torch AdamW with its decay groups, on the CPU too.  Sequence
     parallelism is not part of it either: to ZeRO the processes that share a sequence are replicas like any other.  The batch it
     is told of counts every row once for each process that computes it, which is how DeepSpeed checks it.
     """
+    config = run.config
     stage = config.deepspeed.zero_stage
     clip = config.optimizer.clip_norm or 0.0
     return {
@@ -33,7 +36,7 @@ def deepspeed_config(config: RunConfig, plan: BatchPlan, mesh: Mesh) -> dict[str
         "data_types": {"grad_accum_dtype": "fp32"},
         "fp16": {"enabled": False},
         "bf16": _bf16(config),
-        "zero_optimization": _zero(config.deepspeed, mesh),
+        "zero_optimization": _zero(config.deepspeed, mesh, bucket_elements(run.model, mesh.tensor)),
         "zero_allow_untested_optimizer": False,
         "zero_force_ds_cpu_optimizer": False,
         "tensor_parallel": {"autotp_size": mesh.tensor, "vocab_parallel_lm_head": False, "tp_overlap_comm": False},
@@ -56,16 +59,16 @@ def _bf16(config: RunConfig) -> dict[str, bool]:
     }
 
 
-def _zero(config: DeepSpeedConfig, mesh: Mesh) -> dict[str, Any]:
+def _zero(config: DeepSpeedConfig, mesh: Mesh, bucket: int) -> dict[str, Any]:
     stage = config.zero_stage
     common: dict[str, Any] = {
         "stage": stage,
         "contiguous_gradients": True,
         "overlap_comm": stage == 3,
         "reduce_scatter": True,
-        "reduce_bucket_size": 200_000_000,
+        "reduce_bucket_size": bucket,
         "allgather_partitions": True,
-        "allgather_bucket_size": 200_000_000,
+        "allgather_bucket_size": LARGEST_BUCKET,  # a bound, not a buffer
         "round_robin_gradients": False,
         "elastic_checkpoint": False,
         "ignore_unused_parameters": False,

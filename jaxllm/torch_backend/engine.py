@@ -181,7 +181,7 @@ class DeepSpeedEngine:
         config = run.config
         self.dtype = _DTYPES[config.training.precision]
         self._stage = config.deepspeed.zero_stage
-        settings = deepspeed_config(config, plan, mesh)
+        settings = deepspeed_config(run, plan, mesh)
         with self._partitioned(deepspeed, settings, mesh):
             model = build_model(run.model, config.deepspeed.attention, self.dtype, mesh.group.device)
         splits = _divide(model, mesh)

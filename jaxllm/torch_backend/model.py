@@ -19,6 +19,7 @@ from jaxllm.data.batch import Batch
 from jaxllm.errors import BackendError
 from jaxllm.families import Model, ModelSpec, flatten
 from jaxllm.families.spec import HeadKind
+from jaxllm.torch_backend.documents import Documents
 from jaxllm.torch_backend.routing import attach_routing
 from jaxllm.torch_backend.visibility import SequenceHook, attention_implementation
 
@@ -118,8 +119,14 @@ def model_inputs(
     dtype: torch.dtype,
     device: torch.device,
     columns: slice | None = None,
+    *,
+    by_documents: bool = False,
 ) -> ModelInputs:
-    """A (micro-)batch on the device.  dtype: of the activations.  columns: the tokens of this process; default, all."""
+    """A (micro-)batch on the device.
+
+    dtype: of the activations.  columns: the tokens of this process; default, all.  by_documents: the model is told where
+    documents lie instead of a mask.
+    """
     mine = slice(None) if columns is None else columns
 
     def number(array: NDArray[Any]) -> torch.Tensor:
@@ -130,7 +137,9 @@ def model_inputs(
         return torch.from_numpy(array).to(device, torch.int64)
 
     segments = torch.from_numpy(batch.segments).to(device)
-    mask = packed_mask(segments, attention, dtype, causal=spec.attention.causal)
+    mask: torch.Tensor | Documents = (
+        Documents.of(batch.segments) if by_documents else packed_mask(segments, attention, dtype, causal=spec.attention.causal)
+    )
     filled = batch.inputs
     if spec.head.padding is not None:  # transformers looks for the last token that is none
         filled = np.where(batch.segments > 0, filled, np.int32(spec.head.padding))

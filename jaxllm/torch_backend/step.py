@@ -15,6 +15,7 @@ from jaxllm.config.loss_chunk import LossChunk, chunk_tokens
 from jaxllm.data.batch import Batch
 from jaxllm.families import ModelSpec
 from jaxllm.torch_backend.chunked_loss import Tokens
+from jaxllm.torch_backend.documents import goes_by_documents
 from jaxllm.torch_backend.engine import Engine, chunked_loss, forward
 from jaxllm.torch_backend.loss import weighted_loss
 from jaxllm.torch_backend.mesh import Mesh
@@ -47,7 +48,10 @@ class Loop:
         share: what every target token's weight is multiplied by.  found: takes the outputs.
         """
         columns = self.mesh.tokens(batch.sequence_length)
-        inputs = model_inputs(batch, self.spec, self.attention, self.engine.dtype, self._device, columns)
+        by_documents = goes_by_documents(self.spec, self.attention, self.mesh.context)
+        inputs = model_inputs(
+            batch, self.spec, self.attention, self.engine.dtype, self._device, columns, by_documents=by_documents
+        )
         weights = inputs.weights if share is None else inputs.weights * share
         chunk = None if found is not None else self.chunk_of(inputs.targets.numel())
         with self.engine.numerics():

@@ -2,7 +2,8 @@
 
 Everything but attention works on tokens one by one, so a process computes it for its own tokens.  Around attention, an
 all-to-all exchanges "some tokens, all heads" for "all tokens, some heads" and back.  The attention inside is the one the run
-asks for, over whole sequences and with the mask of whole sequences, so packed documents stay as exact as without.
+asks for, over whole sequences, so packed documents stay as exact as without.  Where it can, it goes from document to document
+(`Documents`): nothing of S x S is ever made, which at the lengths that Ulysses is for would be the largest tensor of all.
 
 Shape legend: B sequences, S tokens, H heads of this process's queries (or of its keys and values), D head_dim.
 """
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from jaxllm.torch_backend.documents import Documents
 from jaxllm.torch_backend.mesh import Mesh
 
 _NAME = "jaxllm_ulysses"  # under which transformers finds it
@@ -33,6 +35,7 @@ class UlyssesAttention:
         from deepspeed.sequence.layer import DistributedAttention
 
         self.kernel = kernel
+        self.documents: Documents | None = None  # of the rows of this pass, where there is no mask
         self._size = mesh.context
         self._exchange = DistributedAttention(self._attend, mesh.context_group, scatter_idx=2, gather_idx=1)
 
@@ -66,10 +69,21 @@ class UlyssesAttention:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         attend = ALL_ATTENTION_FUNCTIONS.get(self.kernel) or sys.modules[type(module).__module__].eager_attention_forward
-        given = (heads.transpose(1, 2) for heads in (query_BSHD, key_BSHD, value_BSHD))
+        given = [heads.transpose(1, 2) for heads in (query_BSHD, key_BSHD, value_BSHD)]
         with _queries_per_key(module, query_BSHD.shape[2] // key_BSHD.shape[2]):
-            context_BSHD, _ = attend(module, *given, mask, **options)
-        return context_BSHD.contiguous()  # type: ignore[no-any-return]
+            if mask is not None or self.documents is None:
+                context_BSHD: torch.Tensor = attend(module, *given, mask, **options)[0]
+                return context_BSHD.contiguous()
+            rows = [
+                torch.cat([attend(module, *_part(given, row, *run), None, **options)[0] for run in runs], dim=1)
+                for row, runs in enumerate(self.documents.runs)
+            ]
+        return torch.cat(rows)
+
+
+def _part(heads_BHSD: list[torch.Tensor], row: int, start: int, stop: int) -> list[torch.Tensor]:
+    """One document of queries, keys and values."""
+    return [heads[row : row + 1, :, start:stop] for heads in heads_BHSD]
 
 
 @contextmanager
@@ -91,6 +105,14 @@ def share_sequences(model: Any, mesh: Mesh) -> None:
 
     ALL_ATTENTION_FUNCTIONS[_NAME] = UlyssesAttention(kernel_of(model), mesh)
     model.config._attn_implementation = _NAME  # noqa: SLF001 - no public name
+
+
+def set_documents(model: Any, documents: Documents | None) -> None:
+    """Tell a model whose processes share sequences where the documents of its next rows lie; None: it is given a mask."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if model.config._attn_implementation == _NAME:  # noqa: SLF001 - no public name
+        ALL_ATTENTION_FUNCTIONS[_NAME].documents = documents
 
 
 def kernel_of(model: Any) -> str:

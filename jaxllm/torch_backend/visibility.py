@@ -15,7 +15,8 @@ import torch
 
 from jaxllm.errors import ConfigError
 from jaxllm.families import Model
-from jaxllm.torch_backend.ulysses import kernel_of
+from jaxllm.torch_backend.documents import Documents
+from jaxllm.torch_backend.ulysses import kernel_of, set_documents
 
 Mask: TypeAlias = torch.Tensor | dict[str, torch.Tensor]
 
@@ -33,7 +34,8 @@ def attention_implementation(model: Model, wanted: str) -> str:
 class SequenceHook:
     """A forward pre-hook that turns the mask of a batch into what the model of a family expects.
 
-    It is given (B, 1, Q, K) masks, true or 0 where a query sees a key, over whole rows; without a mask it does nothing.
+    It is given (B, 1, Q, K) masks, true or 0 where a query sees a key, over whole rows, or the `Documents` that stand for one;
+    without a mask it does nothing.
     """
 
     def __init__(self, model: Model) -> None:
@@ -46,10 +48,15 @@ class SequenceHook:
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Of `torch.nn.Module.register_forward_pre_hook`, with_kwargs."""
-        mask_B1QK = kwargs.get("attention_mask")
-        if isinstance(mask_B1QK, torch.Tensor):
-            fix_rope_length(module, mask_B1QK.shape[-1])
-            kwargs = {**kwargs, "attention_mask": self._seen(module, mask_B1QK)}
+        told = kwargs.get("attention_mask")
+        if isinstance(told, Documents):
+            fix_rope_length(module, told.length)
+            set_documents(module, told)
+            kwargs = {**kwargs, "attention_mask": None}
+        elif isinstance(told, torch.Tensor):
+            fix_rope_length(module, told.shape[-1])
+            set_documents(module, None)
+            kwargs = {**kwargs, "attention_mask": self._seen(module, told)}
         return args, kwargs
 
     def _seen(self, module: Any, mask_B1QK: torch.Tensor) -> Mask:

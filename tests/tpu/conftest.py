@@ -29,10 +29,48 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"family": "gpt2", "n_embd": 128, "n_layer": 2, "n_head": 2, "vocab_size": 512, "n_positions": 128},
 }
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "mixtral": {
+        "model": {**MODELS["llama"], "family": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+        "parallel": {"fsdp": 2, "expert": 2},
+    },
+    "bert": {
+        "model": {
+            "family": "bert",
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "vocab_size": 512,
+        },
+        "objective": {"kind": "masked-lm"},
+    },
+    "t5": {
+        "model": {"family": "t5", "vocab_size": 512, "d_model": 128, "d_ff": 256, "num_layers": 2, "num_heads": 2},
+        "objective": {"kind": "seq2seq"},
+        "data": {"tokenizer": {"train": "bpe", "vocab_size": 512}, "sequence_length": 256, "target_length": 128},
+    },
+    "labels": {
+        "model": {
+            "family": "roberta",
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "vocab_size": 512,
+            "max_position_embeddings": 130,
+        },
+        "objective": {"kind": "sequence-classification", "num_labels": 3},
+    },
+}
+"""Sections of runs that are not a decoder's language model."""
+
 
 def make_config(family: str, **sections: Any) -> RunConfig:
     """A small bf16 run over fsdp 2 x tensor 2 and what is left."""
-    model = {**MODELS[family], "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0} if family == "gpt2" else MODELS[family]
+    model = MODELS.get(family)
+    if family == "gpt2":
+        model = {**MODELS[family], "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
     whole = {
         "name": family,
         "model": model,
@@ -41,6 +79,7 @@ def make_config(family: str, **sections: Any) -> RunConfig:
         "training": {"steps": 1, "global_batch": 16, "precision": "bf16"},
         "parallel": {"fsdp": 2, "tensor": 2},
         "jax": {"remat": "full"},
+        **OTHERS.get(family, {}),
         **sections,
     }
     return RunConfig.model_validate(whole)

@@ -19,12 +19,12 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxllm.families.spec import MlpSpec, ModelSpec
+from jaxllm.jax_backend.cuts import LOGICAL_AXES
 from jaxllm.jax_backend.model.linear import Linear
 from jaxllm.jax_backend.model.mlp import ACTIVATIONS
 from jaxllm.jax_backend.model.parameter import parameter
 from jaxllm.jax_backend.model.runtime import Runtime
 from jaxllm.jax_backend.model.tap import NO_TAP, Tap
-from jaxllm.jax_backend.sharding import LOGICAL_AXES
 from jaxllm.metrics.routing import BALANCE_LOSS, ENTROPY, LARGEST_LOAD, SMALLEST_LOAD
 
 CHOSEN: Final = "chosen_experts"

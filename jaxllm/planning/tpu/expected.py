@@ -1,54 +1,100 @@
 """The matrix products that a step's program must hold, by formula: a check that its loops were read rightly.
 
 Of one device, kernels apart.  Every layer's products run forward once and backward twice; those whose result the
-rematerialisation policy does not keep run forward again, except the layer's last product, whose result the backward pass does
-not need.
+rematerialisation policy does not keep run forward again, except a layer's last product where the backward pass does not need
+its result: it does where a norm or the weights of experts come after it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from jaxllm.config.remat import RematPolicy, kept_points
-from jaxllm.families.spec import HeadSpec, ModelSpec
+from jaxllm.families.spec import ModelSpec
 from jaxllm.metrics.flops import BACKWARD, flops_per_token
 
 
-def expected_matmul_flops(
-    model: ModelSpec, length: int, tokens: int, ways: int, remat: RematPolicy | tuple[str, ...], attention_in_kernel: bool
-) -> float | None:
-    """FLOPs of one device's products of a step.  tokens: of the global batch.  ways: devices that share the work.
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a step.  length: tokens of each; target: of an encoder-decoder's target, `length` being its source's."""
 
-    None where the formula does not know: a head with products of its own, experts, and points kept by name with attention
-    written out, of whose products what runs again depends on both.
+    count: int
+    length: int
+    target: int | None = None
+
+    def tokens(self, model: ModelSpec) -> int:
+        """Of a row, as FLOPs per token count them."""
+        return self.length + (0 if model.encoder is None else self.target or self.length)
+
+
+def expected_matmul_flops(
+    model: ModelSpec, rows: Rows, ways: int, remat: RematPolicy | tuple[str, ...], attention_in_kernel: bool
+) -> float | None:
+    """FLOPs of one device's products of a step.  ways: devices that share the work.
+
+    None where the formula does not know: points kept by name with attention written out, or with experts or an encoder, of
+    whose products what runs again depends on more than the names.
     """
-    if model.head != HeadSpec() or model.mlp.experts is not None:
-        return None
-    parts = flops_per_token(model, length)
-    # The model's own count halves attention for the causal mask; products written out compute the whole square.
-    attention = 0.0 if attention_in_kernel else parts.attention * (2.0 if model.attention.causal else 1.0)
-    forward = parts.projections + attention + parts.mlp + parts.head
+    parts, tokens = flops_per_token(model, rows.length, rows.target), rows.tokens(model)
+    attention = 0.0 if attention_in_kernel else _squares(model, rows)
+    layers = tokens * (parts.projections + parts.mlp)
     kept = kept_points(remat)
     if kept is not None:
-        if not attention_in_kernel:
+        if not attention_in_kernel or model.mlp.experts is not None or model.encoder is not None:
             return None
-        recomputed = recomputed_flops(model, {*kept.device, *kept.host})
+        again = tokens * _recomputed(model, {*kept.device, *kept.host})
+    elif remat == "dots":
+        # Its policy knows plain products; those of experts are of another kind.
+        again = attention + (0.0 if model.mlp.experts is None else tokens * _experts(model))
     else:
-        every = recomputed_flops(model, ()) + attention
-        recomputed = {"none": 0.0, "dots": attention, "full": every}[str(remat)]
-    return ((1.0 + BACKWARD) * forward + recomputed) * tokens / ways
+        again = 0.0 if remat == "none" else layers + attention - (0.0 if _needs_last(model) else tokens * _last(model, rows))
+    return ((1.0 + BACKWARD) * (layers + attention + tokens * parts.head) + again) * rows.count / ways
 
 
-def recomputed_flops(model: ModelSpec, kept: Collection[str]) -> float:
+def _squares(model: ModelSpec, rows: Rows) -> float:
+    """Of a row, attention written out: every score is computed, also those that a mask hides."""
+    spec = model.attention
+    each = 4.0 * spec.heads * spec.head_dim
+    if model.encoder is None:
+        return model.layers * each * rows.length**2
+    source, target = rows.length, rows.target or rows.length
+    return each * (len(model.encoder.attentions) * source**2 + model.layers * (target**2 + target * source))
+
+
+def _experts(model: ModelSpec) -> float:
+    """Per token, the products of experts without their router's."""
+    chosen = 1 if model.mlp.experts is None else model.mlp.experts.per_token
+    return 2.0 * model.layers * 3 * model.hidden_size * model.mlp.size * chosen
+
+
+def _needs_last(model: ModelSpec) -> bool:
+    """Whether the backward pass needs what a layer's last product gives."""
+    return model.norm.after or model.norm.of_residual or model.mlp.experts is not None
+
+
+def _last(model: ModelSpec, rows: Rows) -> float:
+    """Per token, the last product of every layer; tokens pass through the layers of one stack only."""
+    each = 2.0 * model.hidden_size * model.mlp.size
+    if model.encoder is None:
+        return model.layers * each
+    source, target = rows.length, rows.target or rows.length
+    return each * (len(model.encoder.attentions) * source + model.layers * target) / (source + target)
+
+
+def _recomputed(model: ModelSpec, kept: Collection[str]) -> float:
     """FLOPs per token of the layers' products that run again when the points of `kept` are kept."""
     spec, hidden = model.attention, model.hidden_size
     query, key = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    # What makes a product unnecessary: its result, or, where no norm reads that result alone, the residual stream behind it.
+    behind = ("attention_output",) if model.norm.after else ("attention_output", "attention_residual")
     products = {
         ("query",): hidden * query,
         ("key",): hidden * key,
         ("value",): hidden * key,
-        ("attention_output", "attention_residual"): query * hidden,
+        behind: query * hidden,
         ("mlp_up",): hidden * model.mlp.size,
         ("mlp_gate",): hidden * model.mlp.size if model.mlp.gated else 0,
+        ("mlp_output",): hidden * model.mlp.size if _needs_last(model) else 0,
     }
     return 2.0 * model.layers * sum(size for points, size in products.items() if not set(points) & set(kept))

@@ -163,7 +163,7 @@ def _gradient_shapes(parameter_shards: Mapping[str, Sequence[Sequence[int]]]) ->
     for path, (whole, shard) in parameter_shards.items():
         for shape in (whole, shard):
             shapes.add(_squeezed(shape))
-            if path.startswith("layers."):
+            if "layers" in path.split("."):
                 shapes.add(_squeezed(shape[1:]))
     return {shape for shape in shapes if len(shape) > 1}
 

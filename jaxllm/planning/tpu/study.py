@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxllm.config import RunConfig, resolve_batch
+from jaxllm.config import RunConfig, resolve_batch, tokens_per_step
 from jaxllm.errors import ConfigError
 from jaxllm.families import Model, Vocabulary, resolve_model, task_of
 from jaxllm.metrics.flops import flops_per_token
 from jaxllm.planning.tpu.compiler import CompiledStep, compile_step
-from jaxllm.planning.tpu.expected import expected_matmul_flops
+from jaxllm.planning.tpu.expected import Rows, expected_matmul_flops
 from jaxllm.planning.tpu.hlo import parse
 from jaxllm.planning.tpu.kernels import AttentionShape
 from jaxllm.planning.tpu.memory import MemoryDivision
@@ -103,12 +103,9 @@ def study(config: RunConfig, topology: Topology, *, keep: Path | None = None) ->
     """
     vocab_size = vocabulary_of(config)
     model = resolve_model(config.model, Vocabulary(vocab_size), weights=False, task=task_of(config.objective))
-    if model.spec.encoder is not None:
-        raise ConfigError("model.family", f"an encoder-decoder ({model.family}) cannot be compiled without its TPU yet")
     compiled = compile_step(config, topology, vocab_size, keep=keep)
-    length = config.data.sequence_length
-    tokens = config.training.global_batch * length
-    model_flops = flops_per_token(model.spec, length).training * tokens
+    length, tokens = config.data.sequence_length, tokens_per_step(config)
+    model_flops = flops_per_token(model.spec, length, config.data.target_length).training * tokens
     answer = compiled.answer
     plan = resolve_batch(config, int(answer["data_parallel"])) if compiled.fits else None
     blocks = answer.get("attention_blocks")
@@ -140,15 +137,16 @@ def _predict(
     if compiled.program is None:
         return None
     answer, length = compiled.answer, config.data.sequence_length
-    shape = _attention_shape(answer.get("attention_blocks"), model, length, int(answer["mesh"]["context"]))
+    shape = _attention_shape(answer.get("attention_blocks"), model, length)
     program = read_program(parse(compiled.program), answer["mesh"], TpuCosts(topology, answer["coordinates"], shape))
-    expected = expected_matmul_flops(model.spec, length, tokens, topology.devices, config.jax.remat, shape is not None)
+    rows = Rows(config.training.global_batch, length, config.data.target_length)
+    expected = expected_matmul_flops(model.spec, rows, topology.devices, config.jax.remat, shape is not None)
     return predict(program, topology, tokens, model_flops, expected)
 
 
-def _attention_shape(blocks: Mapping[str, Any] | None, model: Model, length: int, ring: int) -> AttentionShape | None:
+def _attention_shape(blocks: Mapping[str, Any] | None, model: Model, length: int) -> AttentionShape | None:
     if blocks is None:
         return None
     windows = tuple(attention.window for attention in model.spec.attentions)
     forward, backward = (blocks["query"], blocks["key"]), (blocks["back_query"], blocks["back_key"])
-    return AttentionShape(length, model.spec.attention.causal, windows, forward, backward, blocks["fused"], ring)
+    return AttentionShape(length, model.spec.attention.causal, windows, forward, backward, blocks["fused"])

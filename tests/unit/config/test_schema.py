@@ -130,9 +130,10 @@ def test_json_schema_refuses_what_does_not_load(tmp_path: Path, text: str) -> No
 # -------------------------------------------------------------------------------------------------------- documentation
 
 
-def test_reference_page_is_up_to_date() -> None:
-    script = ROOT / "docs" / "generate_config_reference.py"
-    spec = importlib.util.spec_from_file_location("generate_config_reference", script)
+@pytest.mark.parametrize("name", ["generate_config_reference", "generate_chips"])
+def test_generated_page_is_up_to_date(name: str) -> None:
+    script = ROOT / "docs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, script)
     assert spec is not None
     assert spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)

@@ -8,10 +8,11 @@ from jax.extend.core import jaxprs_in_params
 
 from jaxllm.jax_backend.attention import cache_visibility, sequence_visibility, xla_attention
 from jaxllm.jax_backend.attention.blocked import blocked_attention
+from jaxllm.jax_backend.cuts import MESH_AXES
 from jaxllm.jax_backend.mesh import single_device_mesh
 from jaxllm.jax_backend.model.runtime import Runtime
 from jaxllm.jax_backend.precision import policy_of
-from jaxllm.jax_backend.sharding import MESH_AXES, Layout
+from jaxllm.jax_backend.sharding import Layout
 from jaxllm.parity.tolerances import TOLERANCES, relative_error
 from tests.unit.jax_backend.test_splash import arrays, spec_of
 

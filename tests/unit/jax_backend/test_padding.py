@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from jaxllm.backend import create_backend
 from jaxllm.jax_backend.checkpoint import read_training_state
-from jaxllm.jax_backend.sharding import vocabulary_rows
+from jaxllm.jax_backend.cuts import vocabulary_rows
 from jaxllm.parity.tolerances import TOLERANCES, relative_error
 from jaxllm.run import on_one_device
 from jaxllm.state import Progress

@@ -16,10 +16,11 @@ from jaxllm.jax_backend.attention.blocked import blocked_attention
 from jaxllm.jax_backend.attention.choose import kernel_of
 from jaxllm.jax_backend.attention.cudnn import check_cudnn, cudnn_attention
 from jaxllm.jax_backend.attention.splash import Blocks, blocks_for, check_splash, splash_attention
+from jaxllm.jax_backend.cuts import MESH_AXES
 from jaxllm.jax_backend.mesh import single_device_mesh
 from jaxllm.jax_backend.model.runtime import Runtime
 from jaxllm.jax_backend.precision import policy_of
-from jaxllm.jax_backend.sharding import MESH_AXES, Layout
+from jaxllm.jax_backend.sharding import Layout
 from tests.unit.jax_backend import cases
 
 ROWS, LENGTH, HEADS, KV_HEADS = 2, 256, 4, 2

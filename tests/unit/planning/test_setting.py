@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -8,9 +7,10 @@ import pytest
 from jaxllm.config import RunConfig
 from jaxllm.errors import ConfigError
 from jaxllm.families import flax_leaves, resolve_model
+from jaxllm.jax_backend.cuts import stored_shape
 from jaxllm.jax_backend.mesh import create_mesh
-from jaxllm.jax_backend.sharding import parameter_shardings, stored_shape
-from jaxllm.planning.setting import Setting, check_setting, cut_elements, setting_of
+from jaxllm.jax_backend.sharding import parameter_shardings
+from jaxllm.planning.setting import Setting, check_setting, setting_of, shards_of
 from tests.unit.jax_backend.cases import GPT2, LLAMA, make_run
 
 
@@ -20,14 +20,14 @@ def config_of(model: dict[str, Any] = LLAMA, **sections: dict[str, Any]) -> RunC
 
 @pytest.mark.parametrize("model", [LLAMA, GPT2, {**LLAMA, "vocab_size": 97}], ids=["llama", "gpt2", "odd vocabulary"])
 @pytest.mark.parametrize("parallel", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}])
-def test_elements_of_a_device_are_those_of_the_real_shardings(model: dict[str, Any], parallel: dict[str, int]) -> None:
+def test_parts_of_a_device_are_those_of_the_real_shardings(model: dict[str, Any], parallel: dict[str, int]) -> None:
     run = make_run(model, parallel={"data": 1, **parallel}, jax={"cpu_devices": 8})
     mesh = create_mesh(run.config)
     shardings = parameter_shardings(run.model.rules, mesh)
     for rule in run.model.rules:
         shards = [shardings[leaf.path].shard_shape(stored_shape(leaf, mesh.shape)) for leaf in flax_leaves([rule])]
-        real = sum(math.prod(shard) for shard in shards)
-        assert cut_elements(rule, parallel.get("fsdp", 1), parallel.get("tensor", 1), 1) == real, rule.name
+        sizes = dict.fromkeys(("data", "fsdp", "expert", "context", "tensor"), 1) | parallel
+        assert shards_of(rule, sizes) == shards, rule.name
 
 
 def test_a_run_file_becomes_a_setting() -> None:
@@ -53,7 +53,7 @@ def test_a_mesh_of_another_number_of_devices_is_refused() -> None:
         ({"tensor": 3}, "parallel.tensor: 3 does not divide the number of attention heads, 4; use a divisor of 4"),
         ({"tensor": 4}, "parallel.tensor: 4 does not divide the number of key/value heads, 2"),
         ({"context": 3}, "parallel.context: 3 does not divide the sequence length, 32"),
-        ({"fsdp": 3}, "parallel.fsdp: 3 does not divide the hidden size, 32"),
+        ({"fsdp": 3}, "parallel.fsdp: 3 does not divide the hidden size (embed = 32)"),
     ],
 )
 def test_what_does_not_divide_is_named(parallel: dict[str, int], sentence: str) -> None:
@@ -61,7 +61,7 @@ def test_what_does_not_divide_is_named(parallel: dict[str, int], sentence: str) 
     model = resolve_model(config.model)
     setting = setting_of(config, "jax", 3 if 3 in parallel.values() else 4, "xla")
     with pytest.raises(ConfigError) as caught:
-        check_setting(model, setting)
+        check_setting(config, model, setting)
     assert str(caught.value).startswith(sentence)
 
 
@@ -70,4 +70,4 @@ def test_ulysses_gives_every_device_whole_heads() -> None:
     setting = setting_of(config, "deepspeed", 8, "sdpa")
     assert isinstance(setting, Setting)
     with pytest.raises(ConfigError, match="8 does not divide the number of attention heads"):
-        check_setting(resolve_model(config.model), setting)
+        check_setting(config, resolve_model(config.model), setting)

@@ -12,10 +12,12 @@ import torch
 
 from jaxllm.backend import create_backend
 from jaxllm.config.batch import resolve_batch
+from jaxllm.config.schema import ModelConfig
 from jaxllm.errors import BackendError
-from jaxllm.families import flatten
+from jaxllm.families import flatten, resolve_model
 from jaxllm.state.initial import InitialWeights
 from jaxllm.state.training_state import Progress
+from jaxllm.torch_backend.bucket import bucket_elements
 from jaxllm.torch_backend.deepspeed_config import deepspeed_config
 from jaxllm.torch_backend.group import Group
 from jaxllm.torch_backend.mesh import Mesh
@@ -35,11 +37,11 @@ def _generated() -> dict[str, Any]:
     made = {}
     for stage in (0, 1, 2, 3):
         for precision in ("fp32", "bf16"):
-            config = make_run(precision=precision, zero_stage=stage).config
-            made[f"{precision} zero{stage}"] = deepspeed_config(config, resolve_batch(config, 2), _mesh(2, data=2))
-    config = make_run(zero_stage=3, offload_optimizer="cpu", offload_param="cpu").config
+            run = make_run(precision=precision, zero_stage=stage)
+            made[f"{precision} zero{stage}"] = deepspeed_config(run, resolve_batch(run.config, 2), _mesh(2, data=2))
+    run = make_run(zero_stage=3, offload_optimizer="cpu", offload_param="cpu")
     mesh = _mesh(8, data=2, context=2, tensor=2)
-    made["fp32 zero3, everything"] = deepspeed_config(config, resolve_batch(config, 2), mesh)
+    made["fp32 zero3, everything"] = deepspeed_config(run, resolve_batch(run.config, 2), mesh)
     return made
 
 
@@ -55,8 +57,16 @@ def test_nothing_is_left_to_deepspeed() -> None:
 
 
 def test_no_clipping_is_said_to_deepspeed_too() -> None:
-    config = make_run(clip_norm=None, zero_stage=2).config
-    assert deepspeed_config(config, resolve_batch(config, 1), _mesh(1))["gradient_clipping"] == 0.0
+    run = make_run(clip_norm=None, zero_stage=2)
+    assert deepspeed_config(run, resolve_batch(run.config, 1), _mesh(1))["gradient_clipping"] == 0.0
+
+
+def test_the_bucket_is_no_larger_than_the_model_and_has_a_limit() -> None:
+    small = make_run(zero_stage=2).model
+    assert bucket_elements(small, 1) == small.parameters
+    assert small.parameters / 2 < bucket_elements(small, 2) < small.parameters
+    large = resolve_model(ModelConfig.model_validate({"family": "gpt2", "n_embd": 1600, "n_layer": 48, "n_head": 25}))
+    assert bucket_elements(large, 1) == 200_000_000
 
 
 def test_a_decoder_refuses_more_than_it_was_made_for() -> None:
