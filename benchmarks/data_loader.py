@@ -7,8 +7,7 @@ packing, shifting, weights, and prefetching as configured by default, and withou
 batch holds five arrays of it.
 
 Two kinds of rows: long documents (modules), of which a sequence sees few, and short ones (single lines), of which it sees
-dozens.  Modules one to a sequence are the worst case: they are so few that Grain's shuffle, which walks through 16-bit numbers
-until one is below their count, takes longer than everything else.
+dozens.
 
 Beside the wall clock, tokens are counted against the processor time of this process, which other load on the machine does not
 change.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from jaxllm.config.schema import RunConfig
 from jaxllm.data.batch import Batch, Shard
-from jaxllm.data.order import derived_seed
+from jaxllm.data.order import derived_seed, shuffled
 from jaxllm.data.prepare import PreparedData, SplitName
 from jaxllm.errors import ConfigError
 from jaxllm.objectives import open_examples
@@ -49,11 +49,9 @@ class BatchPipeline(Iterator[Batch]):
         self._examples = open_examples(prepared, config, split)
         local = self._global_batch // shard.count
         self._local_rows = range(shard.index * local, (shard.index + 1) * local)
-        self._order: Any = grain.MapDataset.range(len(self._examples))
+        self._seed = derived_seed(config.seed, "sequences")
         self._count: int | None = None
-        if split == "train":
-            self._order = self._order.shuffle(derived_seed(config.seed, "sequences")).repeat()
-        else:
+        if split != "train":
             whole = -(-len(self._examples) // self._global_batch)
             self._count = min(whole, config.evaluation.batches or whole)
         self._dataset = grain.MapDataset.range(sys.maxsize if self._count is None else self._count).map(self._read)
@@ -87,10 +85,10 @@ class BatchPipeline(Iterator[Batch]):
     def sequence_numbers(self, number: int) -> NDArray[np.int64]:
         """Which sequences of the split this process's rows of a global batch are; -1 for rows that fill it up."""
         first = number * self._global_batch
-        rows = [first + row for row in self._local_rows]
+        places = first + np.asarray(self._local_rows, np.int64)
         if self._count is None:
-            return np.array([self._order[row] for row in rows], np.int64)
-        return np.array([row if row < len(self._examples) else -1 for row in rows], np.int64)
+            return shuffled(places, self.sequences, self._seed)
+        return np.where(places < self.sequences, places, -1)
 
     def __iter__(self) -> Self:
         return self
