@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from jaxllm.cli.main import main
+from jaxllm.cli.start import start
 
-main()
+start()

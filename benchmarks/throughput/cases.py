@@ -60,11 +60,11 @@ _100M = _llama(768, 2048, 12, 12, 4, 16384)
 _125M = _llama(768, 2048, 12, 12, 12, 32000)
 _1B = _llama(2048, 8192, 16, 32, 8, 128256, rope_theta=500000.0, tie_word_embeddings=True)
 _8B = _llama(4096, 14336, 32, 32, 8, 128256, rope_theta=500000.0)
-_FULL = {"remat": "full"}
+_FULL, _PRODUCTS = {"remat": "full"}, {"remat": "products"}
 _CHECKPOINTED = {"activation_checkpointing": True}
 
 CPU = tuple(
-    Case(f"{size}-{sequence}-{precision}", model, sequence, rows, precision, blocks=blocks, block_steps=steps)
+    Case(f"{size}-{sequence}-{precision}", model, sequence, rows, precision, blocks=blocks, block_steps=steps, jax=_PRODUCTS)
     for size, model, tokens, blocks, steps in (("10M", _10M, 2048, 5, 2), ("100M", _100M, 2048, 3, 1))
     for sequence in (512, 2048)
     for precision in ("fp32", "bf16")

@@ -17,6 +17,7 @@ from benchmarks.throughput.contenders import Contender
 from benchmarks.throughput.environments import HERE, UnavailableError, last_line, python_of
 from benchmarks.throughput.prepared import prepare
 from benchmarks.throughput.workers.protocol import Answer, Request
+from jaxllm.cli.start import huge_page_environment
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -123,7 +124,7 @@ class Driver:
             with said.open("wb") as output:
                 try:
                     process = subprocess.run(
-                        command, cwd=name, env=self._environment(), stdout=output, stderr=subprocess.STDOUT, check=False,
+                        command, cwd=name, env=self._environment(worker), stdout=output, stderr=subprocess.STDOUT, check=False,
                         timeout=seconds,
                     )  # fmt: skip
                 except subprocess.TimeoutExpired:
@@ -133,8 +134,9 @@ class Driver:
             found: dict[str, Any] = json.loads(answered.read_text())
             return found
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, worker: str) -> dict[str, str]:
         variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TOKENIZERS_PARALLELISM": "false"}
         if self._settings.device == "cpu":
             variables |= {"JAX_PLATFORMS": "cpu", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        return variables
+        # jaxllm's own get what its command line begins with.
+        return (huge_page_environment(["train"], variables) if worker.startswith("jaxllm") else None) or variables

@@ -11,7 +11,7 @@ LossChunk: TypeAlias = Literal["auto", "none"] | Annotated[int, Field(ge=1)]
 AUTO_TOKENS = 1024
 """Tokens of a chunk that `auto` takes: enough that the products stay as fast as on all tokens (docs/performance.md)."""
 
-AUTO_LOGITS = 1 << 26
+AUTO_LOGITS = 1 << 23
 """Logits below which `auto` takes all tokens at once: what they need is small beside the rest of a training step."""
 
 

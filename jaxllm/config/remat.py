@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from jaxllm.config.messages import closest
 
-RematPolicy: TypeAlias = Literal["none", "full", "dots", "offload"]
+RematPolicy: TypeAlias = Literal["none", "full", "dots", "products", "offload"]
 
 HOST = "@host"
 """What follows a point that is kept in the host's memory."""
@@ -38,8 +38,8 @@ REMAT_POINTS: Mapping[str, str] = {
 }
 """Points of a layer by name, in forward order."""
 
-OFFLOADED = ("layer_input", "query", "key", "value", "attention_mixed", "attention_residual", "mlp_gate", "mlp_up")
-"""What `offload` keeps in host memory: enough that no product of a layer is computed again."""
+PRODUCTS = ("layer_input", "query", "key", "value", "attention_mixed", "attention_residual", "mlp_gate", "mlp_up")
+"""What `products` keeps, and `offload` in host memory: enough that no product of a layer is computed again."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,11 @@ class Kept:
 
 
 def kept_points(remat: RematPolicy | tuple[str, ...]) -> Kept | None:
-    """What a list of names, or `offload`, keeps; None for the policies that are not about names."""
+    """What a list of names, `products` or `offload`, keeps; None for the policies that are not about names."""
+    if remat == "products":
+        return Kept(PRODUCTS, ())
     if remat == "offload":
-        return Kept((), OFFLOADED)
+        return Kept((), PRODUCTS)
     if isinstance(remat, str):
         return None
     host = tuple(name.removesuffix(HOST) for name in remat if name.endswith(HOST))

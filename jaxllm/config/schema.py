@@ -267,8 +267,9 @@ class JaxConfig(Section):
     )
     remat: RematPolicy | tuple[str, ...] = Field(
         "none",
-        description="What each layer keeps for its backward pass. none: everything; full: its input; dots: products; "
-        "offload: those, in host memory; or a list of its points: NAME, or NAME@host.",
+        description="What each layer keeps for its backward pass. none: everything; full: its input; dots: products with "
+        "weights; products: those and what attention gives; offload: the same, in host memory; or a list of its points: NAME, "
+        "or NAME@host.",
     )
     offload_optimizer: OptimizerOffload = Field(
         "none", description="What is in host memory between its uses. moments: Adam's moments; all: the master weights, too."

@@ -30,7 +30,7 @@ TO_HOST = 16e9
 
 # Forward passes that are computed again: of a layer's arithmetic, all with `full`; with `dots` what is no plain product, whose
 # time is mostly memory traffic.
-RECOMPUTED = {"none": 0.0, "dots": 0.1, "offload": 0.1, "full": 1.0}
+RECOMPUTED = {"none": 0.0, "dots": 0.1, "products": 0.1, "offload": 0.1, "full": 1.0}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from jaxllm.families.spec import AttentionSpec
 from jaxllm.jax_backend.attention.visibility import Visibility, visible
 from jaxllm.jax_backend.attention.xla import xla_attention
 from jaxllm.jax_backend.precision import Policy
+from jaxllm.jax_backend.remat import ATTENTION_MIXED, named
 
 if TYPE_CHECKING:
     from jaxllm.jax_backend.model.runtime import Runtime
@@ -110,7 +111,8 @@ def _attention(heads: Head, spec: AttentionSpec, policy: Policy) -> jax.Array:
 
 
 def _forward(heads: Head, spec: AttentionSpec, policy: Policy) -> tuple[jax.Array, tuple[Head, jax.Array, jax.Array]]:
-    mixed, log_total = jax.lax.map(partial(_mix, spec=spec, policy=policy), heads)
+    found = jax.lax.map(partial(_mix, spec=spec, policy=policy), heads)
+    mixed, log_total = (named(leaf, ATTENTION_MIXED) for leaf in found)
     return mixed, (heads, mixed, log_total)
 
 

@@ -11,6 +11,6 @@ def test_chunks_are_alike_and_never_larger_than_asked():
 
 def test_auto_cuts_what_is_large_but_not_on_a_tpu():
     assert chunk_tokens("auto", 8192, 128256) == 1024
-    assert chunk_tokens("auto", 8192, 4096) is None
+    assert chunk_tokens("auto", 2048, 4096) is None
     assert chunk_tokens("auto", 8192, 128256, tpu=True) is None
     assert chunk_tokens(512, 8192, 128256, tpu=True) == 512

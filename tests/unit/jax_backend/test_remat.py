@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from jaxllm.config.batch import BatchPlan
-from jaxllm.config.remat import OFFLOADED, Kept, kept_points
+from jaxllm.config.remat import PRODUCTS, Kept, kept_points
 from jaxllm.config.schema import JaxConfig
 from jaxllm.errors import ConfigError
 from jaxllm.jax_backend.assembly import assemble
@@ -21,7 +21,7 @@ from jaxllm.state import Progress
 from jaxllm.state.initial import initial_weights
 from tests.unit.jax_backend import cases
 
-POLICIES = ("none", "full", "dots", "offload", ["query", "attention_mixed", "mlp_up@host", "layer_input@host"])
+POLICIES = ("none", "full", "dots", "products", "offload", ["query", "attention_mixed", "mlp_up@host", "layer_input@host"])
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +51,17 @@ def test_what_is_computed_again_is_the_same(passes, policy):
 def test_policies_do_the_work_they_say(passes):
     flops = {policy: found[0] for policy, found in passes.items()}
     assert flops["none"] < flops["dots"] < flops["full"]
-    assert flops["none"] < flops["offload"] < flops["full"]
     # No product with a weight is repeated: what is left is attention's own two products and what is no product.
     tokens, heads, head_dim = 16 * 32, 4, 8
-    assert flops["offload"] - flops["none"] < 2 * 2 * tokens * 32 * heads * head_dim + 100 * tokens * 48
+    for policy in ("products", "offload"):
+        assert 0 < flops[policy] - flops["none"] < 2 * 2 * tokens * 32 * heads * head_dim + 100 * tokens * 48
+        assert flops[policy] < flops["full"]
 
 
 def test_lists_name_points_on_the_device_and_on_the_host():
     assert kept_points(("query", "mlp_up@host")) == Kept(("query",), ("mlp_up",))
-    assert kept_points("offload") == Kept((), OFFLOADED)
+    assert kept_points("offload") == Kept((), PRODUCTS)
+    assert kept_points("products") == Kept(PRODUCTS, ())
     assert kept_points("dots") is None
 
 
