@@ -29,6 +29,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"family": "gpt2", "n_embd": 128, "n_layer": 2, "n_head": 2, "vocab_size": 512, "n_positions": 128},
 }
 
+_NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # which takes the compiler long
 OTHERS: dict[str, dict[str, Any]] = {
     "mixtral": {
         "model": {**MODELS["llama"], "family": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
@@ -42,11 +43,20 @@ OTHERS: dict[str, dict[str, Any]] = {
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "vocab_size": 512,
+            **_NO_DROPOUT,
         },
         "objective": {"kind": "masked-lm"},
     },
     "t5": {
-        "model": {"family": "t5", "vocab_size": 512, "d_model": 128, "d_ff": 256, "num_layers": 2, "num_heads": 2},
+        "model": {
+            "family": "t5",
+            "vocab_size": 512,
+            "d_model": 128,
+            "d_ff": 256,
+            "num_layers": 2,
+            "num_heads": 2,
+            "dropout_rate": 0.0,
+        },
         "objective": {"kind": "seq2seq"},
         "data": {"tokenizer": {"train": "bpe", "vocab_size": 512}, "sequence_length": 256, "target_length": 128},
     },
@@ -59,6 +69,7 @@ OTHERS: dict[str, dict[str, Any]] = {
             "num_attention_heads": 2,
             "vocab_size": 512,
             "max_position_embeddings": 130,
+            **_NO_DROPOUT,
         },
         "objective": {"kind": "sequence-classification", "num_labels": 3},
     },

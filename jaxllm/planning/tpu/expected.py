@@ -1,6 +1,6 @@
 """The matrix products that a step's program must hold, by formula: a check that its loops were read rightly.
 
-Of one device, kernels apart.  Every layer's products run forward once and backward twice; those whose result the
+Of one device, attention kernels apart.  Every layer's products run forward once and backward twice; those whose result the
 rematerialisation policy does not keep run forward again, except a layer's last product where the backward pass does not need
 its result: it does where a norm or the weights of experts come after it.
 """
@@ -29,9 +29,14 @@ class Rows:
 
 
 def expected_matmul_flops(
-    model: ModelSpec, rows: Rows, ways: int, remat: RematPolicy | tuple[str, ...], attention_in_kernel: bool
+    model: ModelSpec,
+    rows: Rows,
+    ways: int,
+    remat: RematPolicy | tuple[str, ...],
+    attention_in_kernel: bool,
+    tensor: int = 1,
 ) -> float | None:
-    """FLOPs of one device's products of a step.  ways: devices that share the work.
+    """FLOPs of one device's products of a step.  ways: devices that share the work; tensor: those of them that split layers.
 
     None where the formula does not know: points kept by name with attention written out, or with experts or an encoder, of
     whose products what runs again depends on more than the names.
@@ -49,6 +54,7 @@ def expected_matmul_flops(
         again = attention + (0.0 if model.mlp.experts is None else tokens * _experts(model))
     else:
         again = 0.0 if remat == "none" else layers + attention - (0.0 if _needs_last(model) else tokens * _last(model, rows))
+    again += tokens * (_unneeded(model) + _repeated(model, tensor))
     return ((1.0 + BACKWARD) * (layers + attention + tokens * parts.head) + again) * rows.count / ways
 
 
@@ -66,6 +72,21 @@ def _experts(model: ModelSpec) -> float:
     """Per token, the products of experts without their router's."""
     chosen = 1 if model.mlp.experts is None else model.mlp.experts.per_token
     return 2.0 * model.layers * 3 * model.hidden_size * model.mlp.size * chosen
+
+
+def _unneeded(model: ModelSpec) -> float:
+    """Per token, what the gradients of experts' weights multiply by zero: every row meets every expert (`ragged`)."""
+    return 0.0 if model.mlp.experts is None else _experts(model) * (model.mlp.experts.count - 1)
+
+
+def _repeated(model: ModelSpec, tensor: int) -> float:
+    """Per token, the dense layer of a masked language model's head, which every device of `tensor` computes for itself.
+
+    Forward, and the gradient of what it reads; that of its weights is shared.
+    """
+    if model.head.kind != "masked-lm" or model.head.dense is None:
+        return 0.0
+    return 2 * 2.0 * model.hidden_size**2 * (tensor - 1)
 
 
 def _needs_last(model: ModelSpec) -> bool:

@@ -16,6 +16,7 @@ from jaxllm.planning.tpu.hlo import Array
 from jaxllm.planning.tpu.kernels import ATTENTION_EFFICIENCY, STEP_SECONDS, AttentionShape, kernel_work
 from jaxllm.planning.tpu.links import Links, wire_bytes
 from jaxllm.planning.tpu.program import Program
+from jaxllm.planning.tpu.ragged import RAGGED, RAGGED_EFFICIENCY, ragged_flops
 from jaxllm.planning.tpu.topology import Topology
 
 HOST_BYTES_PER_SECOND = 16e9
@@ -23,15 +24,24 @@ HOST_BYTES_PER_SECOND = 16e9
 
 
 class TpuCosts:
-    """`Costs` of a topology.  places: of the mesh's devices, in its row-major order."""
+    """`Costs` of a topology.
 
-    def __init__(self, topology: Topology, places: Sequence[Sequence[int]], attention: AttentionShape | None) -> None:
+    places: of the mesh's devices, in its row-major order.  spread: devices that experts are spread over.
+    """
+
+    def __init__(
+        self, topology: Topology, places: Sequence[Sequence[int]], attention: AttentionShape | None, spread: int = 1
+    ) -> None:
+        self._spread = spread
         self._generation = topology.generation
         self._links = Links(topology, places)
         self._attention = attention
 
     def kernel(self, op_name: str, operands: tuple[Array, ...]) -> tuple[float, float]:
-        """Cycles and FLOPs of an attention kernel at the share of the peak that such kernels reach."""
+        """Cycles and FLOPs of an attention or expert kernel at the share of the peak that such kernels reach."""
+        if RAGGED in op_name:
+            flops = ragged_flops(operands, self._spread)
+            return flops / (self._generation.chip.bf16_flops * RAGGED_EFFICIENCY) * self._generation.clock_hz, flops
         work = kernel_work(op_name, operands, self._attention)
         seconds = work.flops / (self._generation.chip.bf16_flops * ATTENTION_EFFICIENCY)
         seconds += work.steps * STEP_SECONDS / self._generation.cores
@@ -66,6 +76,7 @@ class Prediction:
     step_seconds: float
     compute_seconds: float
     attention_seconds: float
+    expert_seconds: float
     exposed_seconds: float
     overlapped_seconds: float
     cycles: int
@@ -104,13 +115,17 @@ def predict(
     total = program.cycles + program.kernel_cycles + program.exposed_cycles
     seconds = total / clock
     by_kind = _table(program.operations, lambda each: each.kind, clock)
-    by_kind["attention kernels"] = program.kernel_cycles / clock
+    kernels = {kind: _cycles_in(program, kind) / clock for kind in ("attention", "experts")}
+    by_kind["attention kernels"] = kernels["attention"]
+    if kernels["experts"]:
+        by_kind["expert kernels"] = kernels["experts"]
     by_kind["exposed communication"] = program.exposed_cycles / clock
     parts = [*program.operations, *program.kernels]
     return Prediction(
         step_seconds=seconds,
         compute_seconds=program.cycles / clock,
-        attention_seconds=program.kernel_cycles / clock,
+        attention_seconds=kernels["attention"],
+        expert_seconds=kernels["experts"],
         exposed_seconds=program.exposed_cycles / clock,
         overlapped_seconds=sum(max(each.cycles - each.exposed, 0.0) * each.times for each in program.communication) / clock,
         cycles=program.cycles,
@@ -126,6 +141,10 @@ def predict(
         expected_matmul_flops=expected_matmul_flops,
         assumed=dict(program.assumed),
     )
+
+
+def _cycles_in(program: Program, kind: str) -> float:
+    return sum(each.cycles * each.times for each in program.kernels if each.kind == kind)
 
 
 def _table(parts: Sequence[Any], key: Callable[[Any], str], clock: float) -> dict[str, float]:

@@ -18,6 +18,7 @@ from jaxllm.planning.tpu.groups import Group, groups, mesh_axes
 from jaxllm.planning.tpu.hlo import Array, Computation, Instruction, Module, arrays
 from jaxllm.planning.tpu.loops import trips
 from jaxllm.planning.tpu.matmul import MatmulFlops, instruction_flops
+from jaxllm.planning.tpu.ragged import RAGGED
 from jaxllm.planning.tpu.source import phase_of, source_of
 
 Kind = Literal["matmul", "fusion", "copy"]
@@ -49,9 +50,10 @@ class Operation:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A Pallas kernel.  name: as its author called it.  cycles and flops: of one execution, by the model."""
+    """A kernel.  name: as its author called it.  kind: what it is for.  cycles and flops: of one execution, by the model."""
 
     name: str
+    kind: Literal["attention", "experts"]
     source: str
     phase: str
     times: int
@@ -135,14 +137,15 @@ class Program:
         return sum(each.exposed * each.times for each in self.communication)
 
     @property
-    def matmul_flops(self) -> int:
-        """FLOPs of matrix products of a step, recomputation included, kernels excluded."""
-        return sum(each.flops * each.times for each in self.operations)
+    def matmul_flops(self) -> float:
+        """FLOPs of matrix products of a step, experts' and recomputation included, attention kernels excluded."""
+        products = sum(each.flops * each.times for each in self.operations)
+        return products + sum(each.flops * each.times for each in self.kernels if each.kind == "experts")
 
     @property
     def kernel_flops(self) -> float:
-        """FLOPs of Pallas kernels of a step."""
-        return sum(each.flops * each.times for each in self.kernels)
+        """FLOPs of attention kernels of a step."""
+        return sum(each.flops * each.times for each in self.kernels if each.kind == "attention")
 
 
 def read_program(module: Module, mesh: Mapping[str, int], costs: Costs) -> Program:
@@ -349,8 +352,19 @@ class _Walk:
         cycles, flops = self._costs.kernel(each.op_name, operands)
         scopes = [part for part in each.op_name.split("/") if part and not part.startswith(("jit(", "while", "pallas_call"))]
         name = scopes[-1] if scopes else each.name
-        self._program.kernels.append(Kernel(name, source_of(self._module, each), phase_of(each.op_name), times, cycles, flops))
+        if RAGGED in name:
+            kernel = Kernel(name, "experts", "experts", self._phase_of_rows(each, body), times, cycles, flops)
+        else:
+            source = source_of(self._module, each)
+            kernel = Kernel(name, "attention", source, phase_of(each.op_name), times, cycles, flops)
+        self._program.kernels.append(kernel)
         return cycles
+
+    def _phase_of_rows(self, each: Instruction, body: Computation) -> str:
+        """Of a kernel that the compiler has given a name of its own: that of what it reads."""
+        read = (body[name] for name in each.operands if name in body)
+        names = (each.op_name, *(one.op_name for one in read if one.opcode != "get-tuple-element"))
+        return next((phase for name in names if (phase := phase_of(name)) != "update"), "backward")
 
     def _fused_collectives(self, each: Instruction, times: int, cycles: int | None, schedule: _Schedule) -> None:
         """Collectives inside a fusion: a reduction whose result is cut up at once is a reduce-scatter.

@@ -138,9 +138,12 @@ def _predict(
         return None
     answer, length = compiled.answer, config.data.sequence_length
     shape = _attention_shape(answer.get("attention_blocks"), model, length)
-    program = read_program(parse(compiled.program), answer["mesh"], TpuCosts(topology, answer["coordinates"], shape))
+    costs = TpuCosts(topology, answer["coordinates"], shape, answer["mesh"]["expert"])
+    program = read_program(parse(compiled.program), answer["mesh"], costs)
     rows = Rows(config.training.global_batch, length, config.data.target_length)
-    expected = expected_matmul_flops(model.spec, rows, topology.devices, config.jax.remat, shape is not None)
+    expected = expected_matmul_flops(
+        model.spec, rows, topology.devices, config.jax.remat, shape is not None, answer["mesh"]["tensor"]
+    )
     return predict(program, topology, tokens, model_flops, expected)
 
 

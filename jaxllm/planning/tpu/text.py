@@ -67,7 +67,9 @@ def _prediction(study: Study, found: Prediction) -> Iterator[str]:
     )
     yield (
         f"  {_seconds(found.compute_seconds)} operations ({found.cycles / 1e6:,.{0 if found.cycles > 1e8 else 2}f} Mcycles), "
-        f"{_seconds(found.attention_seconds)} attention kernels, {_seconds(found.exposed_seconds)} waiting for communication "
+        f"{_seconds(found.attention_seconds)} attention kernels, "
+        + (f"{_seconds(found.expert_seconds)} expert kernels, " if found.expert_seconds else "")
+        + f"{_seconds(found.exposed_seconds)} waiting for communication "
         f"({_seconds(found.overlapped_seconds)} more runs beside the work)"
     )
     for title, table in (
