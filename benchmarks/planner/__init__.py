@@ -10,5 +10,5 @@
 
 Each case runs in a process of its own.  With `--json` a case whose row is in the file already is not measured again (unless
 `--again` is given): only what is predicted is computed anew, so that a run that was ended goes on where it stopped, and the
-file always compares with the formulas of today.
+file always compares with the formulas of today.  Runs of several kinds may share a file.
 """

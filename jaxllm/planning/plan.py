@@ -22,8 +22,11 @@ class Compute:
     """What a run is.  active: parameters that a token passes through, which are fewer where it takes some of many experts.
 
     flops: model FLOPs of all steps.  optimal: tokens at which this model is the best use of its FLOPs.  equivalent: parameters
-    of the compute-optimal model that would reach the same loss.  Both count active parameters: the law is of FLOPs.
+    of the compute-optimal model that would reach the same loss.  Both count active parameters: the law is of FLOPs.  Both are
+    None for another objective than causal-lm, of which the law says nothing.
     """
+
+    objective: str
 
     parameters: int
     active: int
@@ -31,8 +34,8 @@ class Compute:
     tokens: int
     flops_per_token: float
     flops: float
-    optimal: float
-    equivalent: float
+    optimal: float | None
+    equivalent: float | None
 
     @property
     def ratio(self) -> float:
@@ -74,14 +77,17 @@ class DevicePlan:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a number of chip-hours pays for on some devices: FLOPs, tokens of this model, and the best model and its tokens."""
+    """What a number of chip-hours pays for on some devices: FLOPs, and tokens of this model.
+
+    best, shape: the best model and its tokens; None for another objective than causal-lm.
+    """
 
     devices: Devices
     utilization: Utilization
     flops: float
     tokens: float
-    best: scaling.Optimum
-    shape: tuple[int, int]
+    best: scaling.Optimum | None
+    shape: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -111,15 +117,17 @@ def compute_of(config: RunConfig, model: Model) -> Compute:
     tokens = total_steps(config) * tokens_per_step(config)
     each = flops_per_token(model.spec, config.data.sequence_length, config.data.target_length).training
     active = active_parameters(model)
+    lawful = config.objective.kind == "causal-lm"
     return Compute(
+        objective=config.objective.kind,
         parameters=model.parameters,
         active=active,
         steps=total_steps(config),
         tokens=tokens,
         flops_per_token=each,
         flops=each * tokens,
-        optimal=scaling.optimal_tokens(active),
-        equivalent=scaling.equivalent(active, tokens),
+        optimal=scaling.optimal_tokens(active) if lawful else None,
+        equivalent=scaling.equivalent(active, tokens) if lawful else None,
     )
 
 
@@ -159,6 +167,8 @@ def _budget(config: RunConfig, model: Model, devices: Devices, hours: float) -> 
     use = expected_utilization(devices.chip, active_parameters(model))
     each = use.counted(flops_per_token(model.spec, config.data.sequence_length, config.data.target_length))
     flops = hours * 3600 * devices.chip.bf16_flops * devices.chip.devices_per_chip * use.mfu
+    if config.objective.kind != "causal-lm":
+        return Budget(devices, use, flops, flops / each, None, None)
     best = scaling.optimum(flops)
     return Budget(devices, use, flops, flops / each, best, shape_of(model, best.parameters))
 

@@ -40,6 +40,10 @@ def _compute_lines(compute: Compute) -> Iterator[str]:
     yield f"compute         {compute.flops_per_token:.3g} FLOPs per token, {compute.flops:.3g} in all (forward and backward)"
     kind = "parameter" if compute.active == compute.parameters else "active parameter"
     yield f"tokens          {compute.tokens:,} in {compute.steps:,} steps, {compute.ratio:.1f} per {kind}"
+    if compute.optimal is None or compute.equivalent is None:
+        said = f"the laws of compute-optimal training are of causal language models and say nothing of {compute.objective}"
+        yield f"                {said}"
+        return
     yield f"                compute-optimal for this size: {large(compute.optimal)} tokens ({scaling.SOURCE})"
     yield f"                {scaling.meaning(compute.active, compute.tokens)}"
     same = f"a compute-optimal model of {large(compute.equivalent)} parameters would reach the same loss"
@@ -106,10 +110,11 @@ def _seconds(candidate: Candidate) -> str:
 
 
 def _budget_lines(budget: Budget) -> Iterator[str]:
-    hidden, layers = budget.shape
     yield f"budget on {budget.devices.chip.name}: {budget.flops:.3g} FLOPs at {budget.utilization.mfu:.1%} of peak"
     yield f"  this model: {large(budget.tokens)} tokens"
-    best = budget.best
+    if budget.best is None or budget.shape is None:
+        return
+    best, (hidden, layers) = budget.best, budget.shape
     yield (
         f"  best model: {large(best.parameters)} parameters on {large(best.tokens)} tokens; in this model's proportions "
         f"hidden size {hidden:,}, {layers} layers ({scaling.SOURCE})"
@@ -130,8 +135,8 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "flops": compute.flops,
             "optimal_tokens": compute.optimal,
             "equivalent_parameters": compute.equivalent,
-            "meaning": scaling.meaning(compute.active, compute.tokens),
-            "source": scaling.SOURCE,
+            "meaning": None if compute.optimal is None else scaling.meaning(compute.active, compute.tokens),
+            "source": None if compute.optimal is None else scaling.SOURCE,
         },
         "devices": [_device_json(each) for each in plan.devices],
         "budgets": [_budget_json(each) for each in plan.budgets],
@@ -188,10 +193,10 @@ def _budget_json(budget: Budget) -> dict[str, Any]:
         "mfu": budget.utilization.mfu,
         "flops": budget.flops,
         "tokens": budget.tokens,
-        "best_parameters": budget.best.parameters,
-        "best_tokens": budget.best.tokens,
-        "best_hidden_size": budget.shape[0],
-        "best_layers": budget.shape[1],
+        "best_parameters": None if budget.best is None else budget.best.parameters,
+        "best_tokens": None if budget.best is None else budget.best.tokens,
+        "best_hidden_size": None if budget.shape is None else budget.shape[0],
+        "best_layers": None if budget.shape is None else budget.shape[1],
     }
 
 

@@ -18,6 +18,9 @@ from jaxllm.planning.setting import Remat, Setting, check_setting, setting_of, t
 from jaxllm.planning.speed import Speed, speed
 from jaxllm.planning.utilization import Utilization
 
+ROOM = 0.9
+"""Share of the usable memory that a setting may fill to be recommended before others of the same speed."""
+
 LONG = 16_384
 """Tokens of a sequence from which on cutting the sequence is tried."""
 
@@ -92,8 +95,8 @@ def as_written(config: RunConfig, model: Model, backend: BackendName, devices: D
 def search(config: RunConfig, model: Model, backend: BackendName, devices: Devices, use: Utilization) -> Found:
     """Every mesh, micro-batch, ZeRO stage and remat policy that the devices and the run's global batch allow.
 
-    Of settings that differ only in what saves memory, those that are not needed are left out: the ranking is by time, then by
-    memory.
+    The ranking is by time; of equals, those first that leave room for the formulas' error, then those of fewer and larger
+    passes, which keep a device busier, then those of less memory.
     """
     fitting: list[Candidate] = []
     smallest: Candidate | None = None
@@ -104,7 +107,10 @@ def search(config: RunConfig, model: Model, backend: BackendName, devices: Devic
             smallest = candidate
         if memory.peak <= devices.usable_bytes:
             fitting.append(candidate)
-    fitting.sort(key=lambda each: (round(each.speed.seconds, 6), each.memory.peak))
+    roomy = ROOM * devices.usable_bytes
+    fitting.sort(
+        key=lambda each: (round(each.speed.seconds, 6), each.memory.peak > roomy, each.setting.accumulation, each.memory.peak)
+    )
     return Found(_different(fitting), smallest)
 
 
@@ -149,7 +155,7 @@ def _meaningful(setting: Setting) -> bool:
 def _savings(backend: BackendName) -> list[tuple[Remat, int, str]]:
     """Remat policy, ZeRO stage and offload."""
     if backend == "jax":
-        plain: list[tuple[Remat, int, str]] = [(remat, 0, "none") for remat in ("none", "dots", "full", "offload")]
+        plain: list[tuple[Remat, int, str]] = [(remat, 0, "none") for remat in ("none", "products", "dots", "full", "offload")]
         return [*plain, ("full", 0, "moments"), ("full", 0, "all")]
     plain = [(remat, stage, "none") for remat in ("none", "full") for stage in (0, 1, 2, 3)]
     return [*plain, ("full", 2, "cpu"), ("full", 3, "cpu")]

@@ -129,3 +129,30 @@ def test_published_utilisations_name_chips_of_the_table_and_their_source() -> No
         assert each.source.startswith(("https://", "arXiv:"))
     assert expected_utilization(named_chip("v6e"), 8e9).mfu == pytest.approx(0.4546, abs=0.06)
     assert "assumed" in expected_utilization(named_chip("l4"), 1e9).source
+
+
+def test_what_a_backend_cannot_combine_is_not_proposed(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    assert plan(GPT2, "--chips", "h100x8", "--json", str(out)).exit_code == 0
+    backends = json.loads(out.read_text())["devices"][0]["backends"]
+    assert {each["mesh"]["tensor"] for each in backends["deepspeed"]["fitting"]} == {1}, "AutoTP does not split GPT-2"
+    assert backends["jax"]["fitting"]
+    refused = plan(GPT2, "--chips", "h100x8", "--set", "parallel.data=4", "--set", "parallel.tensor=2").output
+    assert "as written  not possible: parallel.tensor: 2 is not possible (tensor above 1 with a family that AutoTP" in refused
+
+
+def test_a_mixture_counts_what_a_token_passes_through_and_is_spread_over_experts(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    mixtral = str(ROOT / "configs/mixtral-8x7b.yaml")
+    done = plan(mixtral, "--chips", "v5p:4x4x4", "--json", str(out))
+    assert "46,702,792,704 parameters, of which a token passes through 12,879,925,248" in done.output
+    written = json.loads(out.read_text())
+    assert written["compute"]["tokens_per_parameter"] == pytest.approx(written["compute"]["tokens"] / 12_879_925_248)
+    assert {1, 2} <= {each["mesh"]["expert"] for each in written["devices"][0]["backends"]["jax"]["fitting"]}
+
+
+def test_the_law_of_language_models_says_nothing_of_encoders() -> None:
+    done = plan(str(ROOT / "configs/bert-base.yaml"), "--chips", "h100x1", "--budget-hours", "1")
+    assert "say nothing of masked-lm" in done.output
+    assert "compute-optimal for this size" not in done.output
+    assert "best model" not in done.output

@@ -18,7 +18,7 @@ GIB = 2**30
 
 
 def prediction(speed):
-    times = dict.fromkeys(("step", "compute", "attention", "exposed", "overlapped"), 1.0)
+    times = dict.fromkeys(("step", "compute", "attention", "expert", "exposed", "overlapped"), 1.0)
     return Prediction(
         **{f"{name}_seconds": value for name, value in times.items()},
         cycles=1,
