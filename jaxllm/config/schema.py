@@ -189,7 +189,7 @@ class TrainingConfig(Section):
     loss_chunk: LossChunk = Field(
         "auto",
         description="Tokens of a device whose logits exist at once, in cross-entropy over a vocabulary; none: all; auto: 1024 "
-        "where the logits of all are many, but on a TPU all.",
+        "where the logits of all are many, 2048 on a TPU.",
     )
     non_finite: Literal["stop", "skip"] = Field("stop", description="What to do when loss or gradient norm is NaN or infinite.")
     non_finite_limit: Positive = Field(10, description="With `skip`: stop after this many skipped steps in the run.")

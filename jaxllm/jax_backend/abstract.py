@@ -10,15 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh
+from jax.experimental import topologies
+from jax.sharding import Mesh
 
 from jaxllm.config.batch import resolve_batch
 from jaxllm.errors import ConfigError
 from jaxllm.jax_backend.assembly import Assembly
 from jaxllm.jax_backend.cuts import MESH_AXES
-from jaxllm.jax_backend.mesh import mesh_sizes
+from jaxllm.jax_backend.mesh import mesh_of, mesh_sizes
 from jaxllm.jax_backend.optimizer import Moments, StepScalars
 from jaxllm.jax_backend.sharding import Layout, data_parallel
 from jaxllm.jax_backend.step import DeviceBatch
@@ -26,7 +25,7 @@ from jaxllm.run import Run
 
 
 def topology_mesh(run: Run, topology: str, slices: int, options: Mapping[str, object]) -> Mesh:
-    """The run's mesh on a topology's devices, laid out as on the real ones; slices are cut along `data`, the outermost axis.
+    """The run's mesh on a topology's devices, laid out as on the real ones (`mesh_of`).
 
     ConfigError when the mesh does not match the number of devices.
     """
@@ -41,22 +40,7 @@ def topology_mesh(run: Run, topology: str, slices: int, options: Mapping[str, ob
             f"the mesh {said} uses {math.prod(shape)} of the {len(devices)} devices of {slices} x {topology}; "
             "make their product match, or set parallel.data to -1",
         )
-    if slices > 1:
-        across, within = _over_slices(shape, slices)
-        placed = mesh_utils.create_hybrid_device_mesh(within, across, devices)
-    else:
-        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
-
-
-def _over_slices(shape: tuple[int, ...], slices: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """How many slices each axis spans, outermost axes first, and its size within a slice."""
-    across, left = [], slices
-    for size in shape:
-        ways = np.gcd(size, left)
-        across.append(int(ways))
-        left //= int(ways)
-    return tuple(across), tuple(size // ways for size, ways in zip(shape, across, strict=True))
+    return mesh_of(sizes, devices)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def check_combinations(config: RunConfig, model: Model) -> None:
 
 def check_ring(spec: AttentionSpec, wanted: AttentionName, shards: int) -> None:
     """ConfigError when attention cannot be split over `shards` devices.  wanted: `jax.attention` of the run file."""
-    if wanted not in ("auto", "xla"):
+    if wanted not in ("auto", "xla", "splash"):
         raise ConfigError("jax.attention", f"{wanted} cannot split a sequence over parallel.context = {shards}; use auto")
     if spec.dropout > 0.0:
         raise ConfigError(

@@ -35,7 +35,8 @@ def _chunk_tokens(model: Transformer, x_BSE: jax.Array) -> int | None:
         return None
     tokens = x_BSE.shape[0] * x_BSE.shape[1] // layout.size("batch", "sequence")
     tpu = layout.mesh.devices.flat[0].platform == "tpu"
-    return chunk_tokens(model.runtime.loss_chunk, tokens, -(-spec.vocab_size // layout.size("vocab")), tpu=tpu)
+    vocabulary = -(-spec.vocab_size // layout.size("vocab"))
+    return chunk_tokens(model.runtime.loss_chunk, tokens, vocabulary, hidden=spec.hidden_size, tpu=tpu)
 
 
 def loss_sum(kind: LossKind, logits_BTL: jax.Array, targets: jax.Array, weights: jax.Array, policy: Policy) -> jax.Array:

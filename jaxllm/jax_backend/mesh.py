@@ -6,7 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
+from numpy.typing import NDArray
 
 from jaxllm.config.remat import kept_points
 from jaxllm.config.schema import ParallelConfig, RunConfig
@@ -98,8 +101,37 @@ def single_device_mesh() -> Mesh:
 
 
 def mesh_of(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of those sizes on the first of `devices` (of all)."""
-    devices = (devices or jax.devices())[: math.prod(sizes.values())]
-    return jax.make_mesh(
-        tuple(sizes[axis] for axis in MESH_AXES), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
-    )
+    """The mesh of those sizes on the first of `devices` (of all), `placed` there."""
+    shape = tuple(sizes[axis] for axis in MESH_AXES)
+    devices = list(devices or jax.devices())[: math.prod(shape)]
+    return Mesh(placed(shape, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def placed(shape: Sequence[int], devices: Sequence[jax.Device]) -> NDArray[np.object_]:
+    """The devices in that shape, so that neighbours along an axis have links to each other.
+
+    Several TPU slices are cut along the outermost axes: within a slice talk the slice's own links, and only between slices the
+    data-centre network.
+    """
+    slices = _slices(devices)
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    across, within = over_slices(shape, slices)
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+
+
+def _slices(devices: Sequence[jax.Device]) -> int:
+    """TPU slices among the devices; 1 on everything else, where JAX's slices are no matter of links."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def over_slices(shape: Sequence[int], slices: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How many slices each axis of a mesh spans, outermost axes first, and its size within a slice."""
+    across, left = [], slices
+    for size in shape:
+        ways = math.gcd(size, left)
+        across.append(ways)
+        left //= ways
+    return tuple(across), tuple(size // ways for size, ways in zip(shape, across, strict=True))

@@ -23,7 +23,7 @@ from jaxllm.jax_backend.model.experts import Routing, no_routing
 from jaxllm.jax_backend.model.tap import NO_TAP, Tap
 from jaxllm.jax_backend.model.transformer import Text
 from jaxllm.jax_backend.network import Network, Params
-from jaxllm.jax_backend.offload import Storage, storage_of, to_device
+from jaxllm.jax_backend.offload import Storage, storage_of, updated_in_turn
 from jaxllm.jax_backend.optimizer import NO_RATES, Moments, StepScalars, clip_factor
 
 
@@ -176,20 +176,21 @@ def build_train_step(
         metrics, gradients = loss_and_gradients(network, shardings, params, batch, key_of, rates)
         factor = clip_factor(metrics.gradient_norm, config.clip_norm)
         gradients = jax.tree.map(lambda gradient: gradient * factor, gradients)
-        if is_offloaded:
-            params, moments = to_device((params, moments))
-        updates, new_moments = optimizer.update(gradients, moments, params, scalars=scalars)
         finite = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.gradient_norm)
-        keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
-        new_params = jax.tree.map(keep, optax.apply_updates(params, updates), params)
-        new_moments = jax.tree.map(keep, new_moments, moments)
+
+        def update(gradients: Params, params: Params, moments: Moments[jax.Array]) -> tuple[Params, Moments[jax.Array]]:
+            updates, new_moments = optimizer.update(gradients, moments, params, scalars=scalars)
+            keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+            new_params = jax.tree.map(keep, optax.apply_updates(params, updates), params)
+            return new_params, jax.tree.map(keep, new_moments, moments)
+
         if is_offloaded:
-            new_params, new_moments = jax.device_put((new_params, new_moments), out_shardings[:2])
-        return new_params, new_moments, metrics
+            return *updated_in_turn(update, gradients, params, moments, storage, finite), metrics
+        return *update(gradients, params, moments), metrics
 
     whole = network.runtime.layout.whole
     out_shardings = (storage.params, Moments(storage.moments, storage.moments), whole)
-    options = compiler_options(network.runtime.layout.mesh.devices.flat[0].device_kind)
+    options = compiler_options(network.runtime.layout.mesh)
     return jax.jit(step, donate_argnums=(0, 1), out_shardings=out_shardings, compiler_options=options)
 
 

@@ -27,11 +27,23 @@ def start_token(tokenizer: Tokenizer) -> int:
     return start
 
 
+def check_end(tokenizer: Tokenizer) -> None:
+    """ConfigError unless the tokenizer ends a text with its end-of-text token, by which a decoder learns to end."""
+    after = tokenizer.single_template.after
+    if tokenizer.eos_id is None or not after or after[-1][0] != tokenizer.eos_id:
+        raise ConfigError(
+            "data.tokenizer",
+            "puts no end-of-text token behind a text, so that no target would end; use one that does, such as one trained with "
+            "special_tokens: t5",
+        )
+
+
 class SourceTargetPairs:
     """The pairs of a split, one in a row."""
 
     def __init__(self, split: PreparedSplit, tokenizer: Tokenizer, config: RunConfig) -> None:
-        """DataError when a text is longer than its limit and `data.truncate` is off."""
+        """DataError when a text is longer than its limit and `data.truncate` is off; ConfigError of `check_end`."""
+        check_end(tokenizer)
         template, length = tokenizer.single_template, config.data.sequence_length
         self._sources = Texts(split, template, length, second=None)
         self._targets = Texts(split, template, config.data.target_length or length, column="second", second=None)

@@ -87,7 +87,8 @@ class Setting:
         if self.backend == "deepspeed":  # AutoTP gathers the logits of a head that is not tied
             is_whole = self.parallel.tensor == 1 or spec.tie_embeddings
             return chunk_tokens(self.loss_chunk, self.tokens, spec.vocab_size) if is_whole else None
-        return chunk_tokens(self.loss_chunk, self.tokens, -(-spec.vocab_size // self.parallel.tensor), tpu=tpu)
+        vocabulary = -(-spec.vocab_size // self.parallel.tensor)
+        return chunk_tokens(self.loss_chunk, self.tokens, vocabulary, hidden=spec.hidden_size, tpu=tpu)
 
     @property
     def compute_bytes(self) -> int:

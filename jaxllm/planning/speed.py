@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxllm.families import Model
+from jaxllm.config.remat import HOST
+from jaxllm.families import Model, ModelSpec
 from jaxllm.metrics.flops import flops_per_token
 from jaxllm.planning.devices import Devices
 from jaxllm.planning.jax_activations import saved_bytes
 from jaxllm.planning.setting import Setting, axes_of
 from jaxllm.planning.stacks import stacks_of
+from jaxllm.planning.tpu.expected import recomputed_flops
 from jaxllm.planning.utilization import Utilization
 
 BETWEEN_HOSTS = 50e9
@@ -51,7 +53,7 @@ def speed(model: Model, setting: Setting, devices: Devices, utilization: Utiliza
     """Seconds of an optimiser step."""
     spec, parallel, width = model.spec, setting.parallel, setting.compute_bytes
     flops = setting.step_tokens * utilization.counted(flops_per_token(spec, setting.sequence, setting.target))
-    again = RECOMPUTED[setting.remat] if isinstance(setting.remat, str) else 0.3
+    again = _again(spec, setting)
     arithmetic = flops * (1 + again / 3) / (devices.flops * utilization.mfu)
     rate = _rate(devices)
     held = (
@@ -88,6 +90,16 @@ def speed(model: Model, setting: Setting, devices: Devices, utilization: Utiliza
     to_host = 2.0 * saved_bytes(spec, setting)[1] * passes if setting.backend == "jax" else 0.0
     offloaded = 16 * held / shards / TO_HOST if setting.offload_optimizer != "none" else 0.0  # moments there and back
     return Speed(arithmetic, max(hidden / rate, to_host / TO_HOST), waited / rate + offloaded)
+
+
+def _again(spec: ModelSpec, setting: Setting) -> float:
+    """Forward passes that are computed again: of points by name, the products whose result is not kept."""
+    if isinstance(setting.remat, str):
+        return RECOMPUTED[setting.remat]
+    points = {point.removesuffix(HOST) for point in setting.remat}
+    forward = flops_per_token(spec, setting.sequence)
+    attention = 0.0 if "attention_mixed" in points else forward.attention
+    return min(1.0, (recomputed_flops(spec, points) + attention) / forward.forward)
 
 
 def _rate(devices: Devices) -> float:

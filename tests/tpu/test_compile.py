@@ -14,6 +14,8 @@ from jaxllm.cli.main import main
 from jaxllm.errors import ConfigError, JaxllmError
 from jaxllm.families import flax_leaves, resolve_model
 from jaxllm.planning.tpu import compiler
+from jaxllm.planning.tpu.hlo import arrays, parse
+from jaxllm.planning.tpu.program import HOST
 from jaxllm.planning.tpu.study import study
 from jaxllm.planning.tpu.text import lines
 from jaxllm.planning.tpu.topology import parse_topology
@@ -55,6 +57,47 @@ def test_the_program_is_read_rightly(compiled, family, generation):
     assert sum(prediction.by_kind.values()) == pytest.approx(prediction.step_seconds)
     assert {"mlp", "attention", "head", "optimizer"} <= set(prediction.by_source) | {"optimizer"}
     assert {"forward", "backward", "recompute", "update"} == set(prediction.by_phase)
+
+
+@pytest.mark.parametrize("generation", SMALLEST)
+def test_what_tensor_sums_is_scattered_at_once(compiled, generation):
+    """Residuals are cut over the sequence: no sum over tensor is made whole on every device and sliced then."""
+    rows = [row for row in compiled("llama", generation).prediction.collectives if row.axes == "tensor"]
+    residual = 2 * 4 * 128 * 128  # bytes of a device's 4 rows of 128 tokens
+    kinds = {row.kind for row in rows if row.received / row.times >= residual / 2}
+    assert kinds == {"all-gather", "reduce-scatter"}
+
+
+def test_the_optimiser_state_comes_from_the_host_when_its_turn_has_come():
+    """Nothing of it is fetched before the backward pass is over, where it would stand beside the activations."""
+    found = compiler.compile_step(make_config("llama", jax={"offload_optimizer": "moments"}), parse_topology("v5p:2x2x1"), 512)
+    module = parse(found.program)
+    entry = list(module.computations[module.entry].values())
+    fetches = [
+        i for i, each in enumerate(entry) if each.opcode == "copy-start" and {a.space for a in arrays(each.type)} >= {HOST, 0}
+    ]
+    loops = [i for i, each in enumerate(entry) if each.opcode == "while"]
+    turns = [i for i, each in enumerate(entry) if each.opcode == "conditional"]
+    assert turns
+    assert min(turns + fetches) > max(loops)
+
+
+def test_a_loss_in_chunks_within_micro_batches():
+    """A pass of the compiler fails on them where it is let (`compiler_options`)."""
+    training = {"steps": 1, "global_batch": 16, "micro_batch": 2, "precision": "bf16", "loss_chunk": 64}
+    found = study(make_config("llama", training=training, parallel={"fsdp": 4}), parse_topology("v5p:2x2x1"))
+    assert found.accumulation == 2
+    assert found.prediction.counted == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_ring_meets_in_splash_kernels():
+    data = {"tokenizer": {"train": "bpe", "vocab_size": 512}, "sequence_length": 1024}
+    found = study(make_config("llama", data=data, parallel={"fsdp": 2, "context": 2}), parse_topology("v5p:2x2x1"))
+    assert found.attention == "splash"
+    assert found.prediction.counted == pytest.approx(1.0, abs=0.01)
+    # Forward, recomputed and backward at home (3 of 4 blocks of 256... a causal half and the diagonal) and at one visit.
+    assert found.prediction.kernel_flops > 0
+    assert {row.kind for row in found.prediction.collectives if row.axes == "context"} >= {"collective-permute"}
 
 
 def test_every_line_of_the_report(compiled):

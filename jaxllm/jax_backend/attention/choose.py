@@ -14,7 +14,8 @@ from jaxllm.families.spec import AttentionSpec, ModelSpec
 from jaxllm.jax_backend.attention.blocked import blocked_attention
 from jaxllm.jax_backend.attention.cudnn import check_cudnn, cudnn_attention
 from jaxllm.jax_backend.attention.kernel import AttentionKernel
-from jaxllm.jax_backend.attention.ring import RING, ring_attention
+from jaxllm.jax_backend.attention.ring import ring_attention
+from jaxllm.jax_backend.attention.ring_visits import RING
 from jaxllm.jax_backend.attention.xla import xla_attention
 from jaxllm.jax_backend.combinations import check_ring
 from jaxllm.jax_backend.precision import Policy
@@ -33,10 +34,10 @@ def kernel_of(config: JaxConfig, model: ModelSpec, length: int, policy: Policy, 
         if config.attention not in ("auto", "xla"):
             raise ConfigError("jax.attention", f"{config.attention} cannot do an encoder-decoder's attention; use auto")
         return xla_attention
+    device = mesh.devices.flat[0]
     if mesh.shape[RING] > 1:
         check_ring(spec, config.attention, mesh.shape[RING])
-        return ring_attention
-    device = mesh.devices.flat[0]
+        return _ring(config, model, length // (2 * mesh.shape[RING]), policy, device)
     if config.attention != "auto":
         return _checked(config.attention, config.attention_block, spec, length, policy, device)
     if device.platform == "cpu":  # many virtual devices are there to try a mesh: what compiles soonest is best
@@ -45,6 +46,23 @@ def kernel_of(config: JaxConfig, model: ModelSpec, length: int, policy: Policy, 
         return _checked(_FASTEST.get(device.platform, "xla"), config.attention_block, spec, length, policy, device)
     except ConfigError:
         return xla_attention
+
+
+def _ring(config: JaxConfig, model: ModelSpec, chunk: int, policy: Policy, device: jax.Device) -> AttentionKernel:
+    """The ring, its visits by splash attention's kernels on TPU or where they are asked for, if they can.  chunk: tokens."""
+    from jaxllm.jax_backend.attention.ring_splash import check_splash_ring
+    from jaxllm.jax_backend.attention.splash import blocks_for
+
+    if config.attention == "xla" or (config.attention == "auto" and device.platform != "tpu"):
+        return ring_attention
+    try:
+        for spec in model.attentions:
+            check_splash_ring(spec, chunk, policy.compute.itemsize)
+    except ConfigError:
+        if config.attention == "splash":
+            raise
+        return ring_attention
+    return partial(ring_attention, blocks=blocks_for(device.device_kind, 2 * chunk, config.attention_block))
 
 
 def _checked(

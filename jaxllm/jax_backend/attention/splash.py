@@ -83,8 +83,9 @@ def splash_attention(
         return xla_attention(query_BSHD, key_BTKD, value_BTKD, visibility, spec, runtime, dropout_key)
     check_splash(spec if dropout_key is not None else replace(spec, dropout=0.0), queries, runtime.policy.compute)
     device = runtime.layout.mesh.devices.flat[0]
-    sizes = _fitted(blocks or blocks_for(device.device_kind, queries), queries, keys)
-    kernel = _kernel(heads // kv_heads, queries, keys, spec.causal, spec.window, spec.softcap, sizes, device.platform != "tpu")
+    sizes = fitted(blocks or blocks_for(device.device_kind, queries), queries, keys)
+    groups, interpret = heads // kv_heads, device.platform != "tpu"
+    kernel = kernel_of_group(groups, queries, keys, spec.causal, spec.window, spec.softcap, sizes, interpret)
     segments = () if visibility.query_segments is None else (visibility.query_segments, visibility.key_segments)
 
     def local(query_BSHD: jax.Array, key_BTKD: jax.Array, value_BTKD: jax.Array, *segments: jax.Array) -> jax.Array:
@@ -135,10 +136,10 @@ def blocks_for(device_kind: str, length: int, block: int | None = None) -> Block
     row = BLOCKS.get(device_kind, _ELSEWHERE)
     if block is not None:
         row = replace(row, query=block, key=block, back_query=block, back_key=block)
-    return _fitted(row, length, length)
+    return fitted(row, length, length)
 
 
-def _fitted(blocks: Blocks, queries: int, keys: int) -> Blocks:
+def fitted(blocks: Blocks, queries: int, keys: int) -> Blocks:
     """The largest blocks, none larger than asked for, that divide the sequence."""
     key, back_key = _divisor(keys, blocks.key), _divisor(keys, blocks.back_key)
     return Blocks(
@@ -157,7 +158,7 @@ def _divisor(length: int, largest: int) -> int:
 
 
 @lru_cache(maxsize=32)
-def _kernel(
+def kernel_of_group(
     groups: int,
     queries: int,
     keys: int,
@@ -166,8 +167,12 @@ def _kernel(
     softcap: float | None,
     blocks: Blocks,
     interpret: bool,
+    residuals: bool = False,
 ) -> kernels.SplashAttentionKernel:
-    """The kernel of the query heads of one key/value head; what it knows of the mask is computed here, once."""
+    """The kernel of the query heads of one key/value head; what it knows of the mask is computed here, once.
+
+    residuals: it gives the logsumexp of the scores as well, for those who differentiate it themselves.
+    """
     shape = (queries, keys)
     mask: masks.Mask = masks.CausalMask(shape) if causal else masks.FullMask(shape)
     if window is not None:  # a token sees itself and the `window - 1` before it, and as many after it unless causal
@@ -189,7 +194,8 @@ def _kernel(
                 use_fused_bwd_kernel=blocks.fused,
             ),
             attn_logits_soft_cap=softcap,
-            residual_checkpoint_name=ATTENTION_MIXED,
+            save_residuals=residuals,
+            residual_checkpoint_name=None if residuals else ATTENTION_MIXED,
             interpret=interpret,
         )
         return cast(kernels.SplashAttentionKernel, jax.tree.map(np.asarray, made))

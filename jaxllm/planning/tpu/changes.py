@@ -24,8 +24,12 @@ def changed(config: RunConfig, changes: Changes) -> RunConfig:
 
 
 def spelled(changes: Changes) -> str:
-    """As options: `--set jax.remat=full --set training.micro_batch=1`; `as it is` for none."""
-    return " ".join(f"--set {key}={_value(value)}" for key, value in changes.items()) or "as it is"
+    """As options for a shell: `--set jax.remat=full --set training.micro_batch=1`; `as it is` for none."""
+    return " ".join(f"--set {_quoted(f'{key}={_value(value)}')}" for key, value in changes.items()) or "as it is"
+
+
+def _quoted(text: str) -> str:
+    return f"'{text}'" if "[" in text else text
 
 
 def _value(value: object) -> str:

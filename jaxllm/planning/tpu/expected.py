@@ -48,7 +48,7 @@ def expected_matmul_flops(
     if kept is not None:
         if not attention_in_kernel or model.mlp.experts is not None or model.encoder is not None:
             return None
-        again = tokens * _recomputed(model, {*kept.device, *kept.host})
+        again = tokens * recomputed_flops(model, {*kept.device, *kept.host})
     elif remat == "dots":
         # Its policy knows plain products; those of experts are of another kind.
         again = attention + (0.0 if model.mlp.experts is None else tokens * _experts(model))
@@ -103,7 +103,7 @@ def _last(model: ModelSpec, rows: Rows) -> float:
     return each * (len(model.encoder.attentions) * source + model.layers * target) / (source + target)
 
 
-def _recomputed(model: ModelSpec, kept: Collection[str]) -> float:
+def recomputed_flops(model: ModelSpec, kept: Collection[str]) -> float:
     """FLOPs per token of the layers' products that run again when the points of `kept` are kept."""
     spec, hidden = model.attention, model.hidden_size
     query, key = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim

@@ -28,7 +28,8 @@ _SPLASH = re.compile(r"splash_m[hq]a_(fwd|dkv|dq)")
 class AttentionShape:
     """What the run says of its attention.
 
-    windows: of every layer.  blocks: (query, key) sizes of the forward and of the backward kernels.
+    windows: of every layer.  blocks: (query, key) sizes of the forward and of the backward kernels.  ring: devices that share
+    the tokens of a row; each has its own tokens in one kernel, and in others chunks of half as many, which meet whole.
     """
 
     length: int
@@ -37,17 +38,33 @@ class AttentionShape:
     forward_blocks: tuple[int, int]
     backward_blocks: tuple[int, int]
     fused: bool
+    ring: int = 1
 
-    def computed_fraction(self, blocks: tuple[int, int]) -> float:
-        """Share of the square of scores in the blocks that are not skipped, on average over the layers."""
+    @property
+    def at_home(self) -> int:
+        """Tokens of a row that one device has."""
+        return self.length // self.ring
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens that the kernels have."""
+        return (self.at_home,) if self.ring == 1 else (self.at_home, self.at_home // 2)
+
+    def computed_fraction(self, blocks: tuple[int, int], length: int | None = None) -> float:
+        """Share of the square of scores in the blocks that are not skipped, on average over the layers.
+
+        length: of the kernel's `lengths`; None: the tokens at home.
+        """
+        if length not in (None, self.at_home):
+            return 1.0
         shares = {window: self._fraction(blocks, window) for window in set(self.windows)}
         return sum(shares[window] for window in self.windows) / len(self.windows)
 
     def _fraction(self, blocks: tuple[int, int], window: int | None) -> float:
-        rows, columns = (min(size, self.length) for size in blocks)
+        rows, columns = (min(size, self.at_home) for size in blocks)
         computed = 0
-        for query in range(0, self.length, rows):
-            for key in range(0, self.length, columns):
+        for query in range(0, self.at_home, rows):
+            for key in range(0, self.at_home, columns):
                 last_query, last_key = query + rows - 1, key + columns - 1
                 if self.causal and key > last_query:
                     continue
@@ -56,7 +73,7 @@ class AttentionShape:
                 if window is not None and not self.causal and key - last_query >= window:
                     continue
                 computed += 1
-        return computed * rows * columns / self.length**2
+        return computed * rows * columns / self.at_home**2
 
 
 @dataclass(frozen=True)
@@ -75,11 +92,13 @@ def kernel_work(op_name: str, operands: tuple[Array, ...], shape: AttentionShape
     phase = match.group(1)
     products = 5 if phase == "dkv" and shape.fused else dict(_PHASES)[phase]
     # The query is the largest floating-point operand of the row's length: (..., S, D), rows and heads before.
-    fitting = [array for array in operands if array.dtype in ("bf16", "f32") and array.dims[-2:-1] == (shape.length,)]
+    floats = [array for array in operands if array.dtype in ("bf16", "f32") and len(array.dims) > 1]
+    fitting = [array for array in floats if array.dims[-2] in shape.lengths]
     query = max(fitting, key=lambda array: array.elements, default=None)
     if query is None:
         return KernelWork(0.0, 0.0)
-    rows, columns = (min(size, shape.length) for size in (shape.forward_blocks if phase == "fwd" else shape.backward_blocks))
-    heads = query.elements / (shape.length * query.dims[-1])
-    flops = 2.0 * products * query.elements * shape.length * shape.computed_fraction((rows, columns))
-    return KernelWork(flops, heads * shape.length**2 / (rows * columns))
+    length = query.dims[-2]
+    rows, columns = (min(size, length) for size in (shape.forward_blocks if phase == "fwd" else shape.backward_blocks))
+    heads = query.elements / (length * query.dims[-1])
+    flops = 2.0 * products * query.elements * length * shape.computed_fraction((rows, columns), length)
+    return KernelWork(flops, heads * length**2 / (rows * columns))

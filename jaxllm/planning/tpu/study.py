@@ -137,7 +137,7 @@ def _predict(
     if compiled.program is None:
         return None
     answer, length = compiled.answer, config.data.sequence_length
-    shape = _attention_shape(answer.get("attention_blocks"), model, length)
+    shape = _attention_shape(answer.get("attention_blocks"), model, length, int(answer["mesh"]["context"]))
     costs = TpuCosts(topology, answer["coordinates"], shape, answer["mesh"]["expert"])
     program = read_program(parse(compiled.program), answer["mesh"], costs)
     rows = Rows(config.training.global_batch, length, config.data.target_length)
@@ -147,9 +147,9 @@ def _predict(
     return predict(program, topology, tokens, model_flops, expected)
 
 
-def _attention_shape(blocks: Mapping[str, Any] | None, model: Model, length: int) -> AttentionShape | None:
+def _attention_shape(blocks: Mapping[str, Any] | None, model: Model, length: int, ring: int) -> AttentionShape | None:
     if blocks is None:
         return None
     windows = tuple(attention.window for attention in model.spec.attentions)
     forward, backward = (blocks["query"], blocks["key"]), (blocks["back_query"], blocks["back_key"])
-    return AttentionShape(length, model.spec.attention.causal, windows, forward, backward, blocks["fused"])
+    return AttentionShape(length, model.spec.attention.causal, windows, forward, backward, blocks["fused"], ring)

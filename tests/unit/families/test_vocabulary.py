@@ -101,6 +101,17 @@ def test_both_backends_begin_a_target_with_the_tokenizers_padding_token(
     assert (last == reference.config.eos_token_id).all()
 
 
+def test_a_tokenizer_that_ends_no_target_is_refused(tmp_path: Path) -> None:
+    from jaxllm.training import prepare_run
+
+    described = config("t5", "seq2seq", tmp_path)
+    tokenizer = described.data.tokenizer.model_copy(update={"special_tokens": "gpt2"})
+    described = described.model_copy(update={"data": described.data.model_copy(update={"tokenizer": tokenizer})})
+    _, data = prepare_run(described, progress=False)
+    with pytest.raises(ConfigError, match=r"data\.tokenizer: puts no end-of-text token behind a text"):
+        BatchPipeline(data, described, "train")
+
+
 @pytest.mark.parametrize("padded", ["right", "left", "inside"])
 def test_a_row_is_judged_by_the_token_that_transformers_takes(padded: str) -> None:
     """JAX and transformers pass over padding at either end, and over padding tokens that a text ends with."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
 from jaxllm.errors import ConfigError
-from jaxllm.jax_backend.mesh import create_mesh, mesh_sizes
+from jaxllm.jax_backend.mesh import create_mesh, mesh_sizes, over_slices, placed
 from jaxllm.jax_backend.sharding import parameter_shardings
 from jaxllm.parity.tolerances import TOLERANCES
 from tests.unit.jax_backend import cases
@@ -152,6 +154,21 @@ def test_more_cpu_devices_than_the_process_has_are_refused(start):
 def test_data_takes_the_rest():
     sizes = mesh_sizes(cases.make_run(parallel={"data": -1, "fsdp": 2}).config.parallel, 8)
     assert sizes == {"data": 4, "fsdp": 2, "expert": 1, "context": 1, "tensor": 1}
+
+
+def test_slices_are_cut_along_the_outermost_axes():
+    """Two slices of 2 x 2 x 2 chips, as JAX shows them: data lies across them, fsdp and tensor within, along their links."""
+    chips = [(x, y, z) for z in range(2) for y in range(2) for x in range(2)]
+    devices = [
+        SimpleNamespace(platform="tpu", device_kind="TPU v5", slice_index=at, coords=chip, core_on_chip=0, process_index=at)
+        for at in (1, 0)
+        for chip in chips
+    ]
+    found = placed((2, 4, 1, 1, 2), devices)
+    assert [{device.slice_index for device in half.flat} for half in found] == [{0}, {1}]
+    for pair in found.reshape(-1, 2):
+        assert sum(a != b for a, b in zip(pair[0].coords, pair[1].coords, strict=True)) == 1
+    assert over_slices((2, 4, 1, 1, 2), 4) == ((2, 2, 1, 1, 1), (1, 2, 1, 1, 2))
 
 
 def test_gradients_of_sharded_parameters_are_never_whole(start):

@@ -7,6 +7,9 @@ from jaxllm.errors import JaxllmError
 from jaxllm.families import resolve_model
 from jaxllm.jax_backend.attention.splash import blocks_for
 from jaxllm.metrics.flops import flops_per_token
+from jaxllm.planning.devices import parse_devices
+from jaxllm.planning.setting import setting_of
+from jaxllm.planning.speed import speed
 from jaxllm.planning.tpu.changes import changed, micro_batch_of, rows_per_device, sizes_of, spelled
 from jaxllm.planning.tpu.expected import Rows, expected_matmul_flops
 from jaxllm.planning.tpu.generations import GENERATIONS
@@ -17,7 +20,8 @@ from jaxllm.planning.tpu.memory import divide
 from jaxllm.planning.tpu.prediction import TpuCosts
 from jaxllm.planning.tpu.remedies import single_changes
 from jaxllm.planning.tpu.topology import EXAMPLES, parse_topology
-from jaxllm.planning.tpu.tuning import meshes, passes
+from jaxllm.planning.tpu.tuning import POINTS, candidates, meshes, passes
+from jaxllm.planning.utilization import expected_utilization
 
 # What JAX calls the devices.
 KINDS = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite", "tpu7x": "TPU7x"}
@@ -114,6 +118,8 @@ def test_the_kernel_computes_the_blocks_that_are_not_hidden():
     assert window.computed_fraction((256, 256)) == 7 / 16
     mixed = AttentionShape(1024, True, (256, None, None), (256, 256), (256, 256), False)  # as Gemma's layers
     assert mixed.computed_fraction((256, 256)) == (7 + 10 + 10) / 48
+    ring = AttentionShape(4096, True, (None,), (256, 256), (256, 256), False, ring=4)
+    assert [ring.computed_fraction((256, 256), length) for length in ring.lengths] == [10 / 16, 1.0]
     query = Array("bf16", (2, 4, 2, 1024, 64), 0)
     operands = (Array("s8", (1, 4, 4), 0), query, Array("bf16", (2, 4, 1024, 64), 0))
     square = 2 * query.elements * 1024
@@ -195,6 +201,7 @@ def test_changes_of_a_run_file():
     assert (
         spelled({"jax.remat": "full", "training.micro_batch": None}) == "--set jax.remat=full --set training.micro_batch=null"
     )
+    assert spelled({"jax.remat": ("query", "mlp_up@host")}) == "--set 'jax.remat=[query, mlp_up@host]'"
     assert spelled({}) == "as it is"
 
 
@@ -220,3 +227,26 @@ def test_what_tuning_tries():
     tried = list(passes(changed(config, {"parallel.fsdp": 8, "parallel.data": 1}), 8))
     assert tried[0]["training.micro_batch"] == 2
     assert {"training.micro_batch": 1, "jax.remat": "full"} in tried
+
+
+def test_tuning_compiles_the_largest_passes_that_may_fit_first():
+    config = make_config(parallel={"data": -1, "fsdp": 4})
+    model, where = resolve_model(config.model), parse_topology("v5e:2x2")
+    ranked = candidates(model, config, where)
+    assert ranked[0].needs <= 1.07 * where.generation.chip.memory_bytes
+    assert [each.seconds for each in ranked] == sorted(each.seconds for each in ranked)
+    equal = [each.rows for each in ranked if each.seconds == ranked[0].seconds and each.mesh == ranked[0].mesh]
+    assert equal == sorted(equal, reverse=True)
+    assert all("parallel.data" not in each.changes for each in ranked)  # it takes what the other axes leave
+
+
+def test_points_by_name_cost_the_products_that_run_again():
+    config, devices = make_config(), parse_devices("v5e:2x2")
+    model, use = resolve_model(config.model), expected_utilization(devices.chip, 1e9)
+
+    def arithmetic(remat):
+        setting = setting_of(changed(config, {"jax.remat": remat}), "jax", 4, "splash")
+        return speed(model, setting, devices, use).arithmetic
+
+    assert arithmetic(POINTS[0]) == arithmetic("none")
+    assert arithmetic("none") < arithmetic(POINTS[1]) < arithmetic(("layer_input",)) < arithmetic("full")
