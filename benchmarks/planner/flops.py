@@ -2,7 +2,8 @@
 
 XLA counts the body of a loop once, whatever its trips, so the models have one layer; that the count grows with the layers is
 the formula's own arithmetic.  The XLA attention kernel computes the full square of scores, of which model FLOPs count half
-where there is a causal mask.  A product of experts is counted for as many rows as it has, which are those of the formula.
+where there is a causal mask.  On a CPU XLA multiplies every row with every expert, of which model FLOPs count those that it
+takes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ MODELS: dict[str, tuple[dict[str, Any], int, int | None, dict[str, Any]]] = {
     "bert, labels of words": (BERT, 512, None, {"kind": "token-classification", "num_labels": 9}),
     "t5 base": (T5_BASE, 512, 256, {"kind": "seq2seq"}),
 }
-_LAYERS = ("n_layer", "num_hidden_layers", "num_layers")
+_LAYERS = {"gpt2": "n_layer", "t5": "num_layers"}
 
 
 def compare_flops() -> list[dict[str, Any]]:
@@ -52,7 +53,7 @@ def compare_one(name: str) -> list[dict[str, Any]]:
     config = RunConfig.model_validate(
         {
             "name": "flops",
-            "model": {**keys, **{key: 1 for key in _LAYERS if key in keys}},
+            "model": {**keys, _LAYERS.get(keys["family"], "num_hidden_layers"): 1},
             "objective": objective,
             "data": {
                 "tokenizer": {"train": "bpe", "vocab_size": keys["vocab_size"]},
@@ -81,6 +82,10 @@ def compare_one(name: str) -> list[dict[str, Any]]:
     assert squares is not None and kernel is not None  # noqa: PT018 - nothing is kept by name
     # What the planner counts, with the scores that a mask hides.
     program = rows.tokens(model.spec) * (flops.forward - flops.attention) + (squares - kernel) / 3
+    experts = model.spec.mlp.experts
+    if experts is not None:
+        chosen = flops.mlp - 2.0 * model.spec.hidden_size * experts.count  # without the router
+        program += rows.tokens(model.spec) * chosen * (experts.count - 1)
     lines = []
     for what, function, expected in (("forward", forward, program), ("both", jax.value_and_grad(forward), 3 * program)):
         measured = jax.jit(function).lower(params, batch).cost_analysis()["flops"]

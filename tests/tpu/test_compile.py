@@ -110,7 +110,9 @@ def test_every_line_of_the_report(compiled):
     json.dumps(compiled("llama", "tpu7x").to_json(), allow_nan=False)
 
 
-@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind in ("mixtral", "t5") else pytest.param(kind, marks=pytest.mark.nightly) for kind in OTHERS]
+)
 def test_other_models_than_decoders_compile_and_are_read_rightly(kind):
     found = study(make_config(kind), parse_topology("v5e:2x2"))
     assert found.fits

@@ -30,8 +30,9 @@ def test_deepspeed_memory_is_within_a_tenth_of_what_torch_allocates(name: str) -
     assert abs(compare(named(name))["error"]) <= BOUND
 
 
-def test_flops_are_within_two_hundredths_of_what_xla_counts() -> None:
-    lines = compare_one("llama 1B")
+@pytest.mark.parametrize("name", ["llama 1B", "mixtral 8x7b", "t5 base"])
+def test_flops_are_within_two_hundredths_of_what_xla_counts(name: str) -> None:
+    lines = compare_one(name)
     assert len(lines) == 2
     assert all(abs(line["error"]) <= FLOPS_BOUND for line in lines)
 
