@@ -11,6 +11,7 @@ import benchmarks.planner
 from benchmarks._report import write
 from benchmarks.planner.cases import BOUND, CASES, Case
 from benchmarks.planner.compare import line, measure, work
+from benchmarks.planner.compiled import compiled_rows
 from benchmarks.planner.flops import compare_flops
 from jaxllm.metrics.environment import git_state
 
@@ -83,6 +84,7 @@ def _write(path: Path | None, rows: dict[Key, dict[str, Any]], flops: list[dict[
         if _key(case) in rows:
             row = rows[_key(case)]
             results.setdefault(case.kind, []).append({**line(case, row["measured"]), "commit": row["commit"]})
+    results["compiled"] = list(compiled_rows())
     if not flops and path is not None and path.exists():
         flops = json.loads(path.read_text())["results"].get("flops")
     if flops:
