@@ -1,8 +1,9 @@
 """Settings of the whole test session.
 
 JAX sees eight virtual CPU devices, so that any mesh can be tried (a test of one device uses the first), and has float64
-switched on, so that code which forgets to name a dtype is found out.  LLVM does not optimise in this process: tests compare
-numbers and compile much more than they compute.  Processes that tests start are as a user's are.
+switched on, so that code which forgets to name a dtype is found out.  Tests compare numbers and compile much more than they
+compute: in this process LLVM does not optimise, and XLA writes loops by its older emitters, which take a quarter of the time.
+Processes that tests start are as a user's are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 jax.devices()  # starts JAX, so that no test's run file changes the number of devices of the others
 del os.environ["XLA_FLAGS"]
 
