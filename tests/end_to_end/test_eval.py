@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from jaxllm.cli.main import main
-from jaxllm.parity.tolerances import TOLERANCES
 from jaxllm.config import write_yaml
+from jaxllm.parity.tolerances import TOLERANCES
 from tests.parity.tasks import LENGTH, config
 
 pytest.importorskip("torch", reason="the other backend")
