@@ -46,7 +46,7 @@ def freeze(named: Mapping[str, Parameter], model: Model, config: OptimizerConfig
 
 def adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW of torch; DeepSpeed clips and guards around it at ZeRO stages 1 to 3."""
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
 
 
 class ClippedAdamW(torch.optim.AdamW):
@@ -59,7 +59,7 @@ class ClippedAdamW(torch.optim.AdamW):
     def __init__(
         self, groups: list[dict[str, Any]], config: OptimizerConfig, mesh: Mesh, sharded: Collection[Parameter] = ()
     ) -> None:
-        super().__init__(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+        super().__init__(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
         self._clip_norm = config.clip_norm
         self._mesh = mesh
         self._sharded = {id(parameter) for parameter in sharded}
