@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from benchmarks._models import llama_sizes
 
 _LLAMA = {"family": "llama", "max_position_embeddings": 8192}
 
 
-def _sizes(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int) -> dict[str, Any]:
-    return {
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocabulary,
-    }
-
-
-LLAMA_TINY = {**_LLAMA, **_sizes(320, 700, 3, 5, 5, 1000)}
-LLAMA_WIDE = {**_LLAMA, **_sizes(512, 1344, 4, 8, 4, 2048)}
-LLAMA_SMALL = {**_LLAMA, **_sizes(512, 1408, 6, 8, 4, 6016)}
+LLAMA_TINY = {**_LLAMA, **llama_sizes(320, 700, 3, 5, 5, 1000)}
+LLAMA_WIDE = {**_LLAMA, **llama_sizes(512, 1344, 4, 8, 4, 2048)}
+LLAMA_SMALL = {**_LLAMA, **llama_sizes(512, 1408, 6, 8, 4, 6016)}
 LARGE_VOCABULARY = {**LLAMA_SMALL, "vocab_size": 48000}
-LLAMA_100M = {**_LLAMA, **_sizes(1024, 2816, 8, 16, 8, 8192)}
-LLAMA_1B = {**_LLAMA, **_sizes(2048, 8192, 16, 32, 8, 128256), "head_dim": 64, "tie_word_embeddings": True}
-LLAMA_7B = {**_LLAMA, **_sizes(4096, 11008, 32, 32, 32, 32000)}
-LLAMA_8B = {**_LLAMA, **_sizes(4096, 14336, 32, 32, 8, 128256)}
-LLAMA_70B = {**_LLAMA, **_sizes(8192, 28672, 80, 64, 8, 128256)}
-LLAMA_405B = {**_LLAMA, **_sizes(16384, 53248, 126, 128, 8, 128256)}
+LLAMA_100M = {**_LLAMA, **llama_sizes(1024, 2816, 8, 16, 8, 8192)}
+LLAMA_1B = {**_LLAMA, **llama_sizes(2048, 8192, 16, 32, 8, 128256), "head_dim": 64, "tie_word_embeddings": True}
+LLAMA_7B = {**_LLAMA, **llama_sizes(4096, 11008, 32, 32, 32, 32000)}
+LLAMA_8B = {**_LLAMA, **llama_sizes(4096, 14336, 32, 32, 8, 128256)}
+LLAMA_70B = {**_LLAMA, **llama_sizes(8192, 28672, 80, 64, 8, 128256)}
+LLAMA_405B = {**_LLAMA, **llama_sizes(16384, 53248, 126, 128, 8, 128256)}
 QWEN3 = {**LLAMA_SMALL, "family": "qwen3", "head_dim": 64}
 
 _GPT2 = {"family": "gpt2", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -37,12 +26,12 @@ GPT2_SMALL = {**_GPT2, "n_embd": 512, "n_layer": 6, "n_head": 8, "vocab_size": 8
 GPT2_XL = {**GPT2, "n_embd": 1600, "n_layer": 48, "n_head": 25}
 
 _MIXTRAL = {"family": "mixtral", "max_position_embeddings": 8192}
-MIXTRAL_TINY = {**_MIXTRAL, **_sizes(256, 448, 3, 4, 4, 1000), "num_local_experts": 4, "num_experts_per_tok": 2}
-MIXTRAL_SMALL = {**_MIXTRAL, **_sizes(512, 896, 4, 8, 4, 6016), "num_local_experts": 8, "num_experts_per_tok": 2}
-MIXTRAL_8X7B = {**_MIXTRAL, **_sizes(4096, 14336, 32, 32, 8, 32000), "num_local_experts": 8, "num_experts_per_tok": 2}
+MIXTRAL_TINY = {**_MIXTRAL, **llama_sizes(256, 448, 3, 4, 4, 1000), "num_local_experts": 4, "num_experts_per_tok": 2}
+MIXTRAL_SMALL = {**_MIXTRAL, **llama_sizes(512, 896, 4, 8, 4, 6016), "num_local_experts": 8, "num_experts_per_tok": 2}
+MIXTRAL_8X7B = {**_MIXTRAL, **llama_sizes(4096, 14336, 32, 32, 8, 32000), "num_local_experts": 8, "num_experts_per_tok": 2}
 QWEN3_30B = {
     "family": "qwen3_moe",
-    **_sizes(2048, 6144, 48, 32, 4, 151936),
+    **llama_sizes(2048, 6144, 48, 32, 4, 151936),
     "head_dim": 128,
     "max_position_embeddings": 32768,
     "moe_intermediate_size": 768,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks._models import llama_sizes
+
 _LLAMA: dict[str, Any] = {
     "family": "llama",
     "rms_norm_eps": 1e-5,
@@ -18,12 +20,7 @@ _LLAMA: dict[str, Any] = {
 def _llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int, **more: Any) -> dict[str, Any]:
     return {
         **_LLAMA,
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocabulary,
+        **llama_sizes(hidden, inner, layers, heads, kv_heads, vocabulary),
         "max_position_embeddings": 8192,
         **more,
     }

@@ -28,6 +28,8 @@ def test_a_classifier_from_training_to_evaluation(tmp_path: Path, family: str) -
     described = config(family, "single", tmp_path, output_dir=str(tmp_path), name="small", sample={"max_new_tokens": 0})
     document: dict[str, Any] = described.model_dump(mode="json", by_alias=True, exclude_none=True)
     document["model"] = {**document["model"], "family": family}
+    # In fp32 this process, in which LLVM does not optimise, is 9e-7 from the loss in fp64, and PyTorch 4e-7.
+    document["training"]["precision"] = "fp64"
     (tmp_path / "run.yaml").write_text(write_yaml(document))
     run("train", str(tmp_path / "run.yaml"))
     folder = tmp_path / "small"
@@ -43,7 +45,7 @@ def test_a_classifier_from_training_to_evaluation(tmp_path: Path, family: str) -
         assert "confusion matrix" in said
         measured[backend] = json.loads(out.read_text())
     assert measured["jax"]["measures"] == measured["deepspeed"]["measures"]
-    assert measured["jax"]["loss"] == pytest.approx(measured["deepspeed"]["loss"], rel=TOLERANCES["fp32"].value)
+    assert measured["jax"]["loss"] == pytest.approx(measured["deepspeed"]["loss"], rel=TOLERANCES["fp64"].value)
     assert measured["jax"]["measures"]["values"]["accuracy"] == pytest.approx(last["accuracy"])
     assert (folder / "confusion.png").exists()
 
