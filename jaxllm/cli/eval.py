@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from jaxllm.cli.options import handle_errors
+from jaxllm.cli.options import handle_errors, set_option
 
 
 @click.command(name="eval")
@@ -35,6 +35,7 @@ from jaxllm.cli.options import handle_errors
 @click.option(
     "--written", type=click.Path(path_type=Path), help="seq2seq: write source, target and what was written here (JSONL)."
 )
+@set_option("training.precision=bf16")
 @handle_errors
 def eval_(  # noqa: PLR0913, PLR0917 - one for each option
     run: Path,
@@ -49,6 +50,7 @@ def eval_(  # noqa: PLR0913, PLR0917 - one for each option
     length_penalty: float | None,
     max_new_tokens: int | None,
     written: Path | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Evaluate the model in RUN: a run folder, or a folder that `jaxllm export` or `save_pretrained` wrote.
 
@@ -70,7 +72,7 @@ def eval_(  # noqa: PLR0913, PLR0917 - one for each option
     other = OtherData(files, _fields(fields)) if files else None
     if fields and not files:
         raise click.UsageError("--field belongs to --data")
-    trained, data = subject(run, load_trained(run, step, lambda text: click.echo(text, err=True)), other, batch)
+    trained, data = subject(run, load_trained(run, step, lambda text: click.echo(text, err=True), overrides), other, batch)
     name: BackendName = "jax" if (backend or trained.run.config.backend) == "jax" else "deepspeed"
     if name == "deepspeed":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from jaxllm.cli.options import handle_errors
+from jaxllm.cli.options import handle_errors, set_option
 
 
 @click.command()
@@ -27,6 +27,7 @@ from jaxllm.cli.options import handle_errors
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--beams", type=click.IntRange(min=1), default=4, show_default=True, help="Encoder-decoders: 1 is greedy.")
+@set_option("training.precision=bf16")
 @handle_errors
 def generate(  # noqa: PLR0913, PLR0917 - one for each option
     run: Path,
@@ -39,6 +40,7 @@ def generate(  # noqa: PLR0913, PLR0917 - one for each option
     top_p: float,
     seed: int,
     beams: int,
+    overrides: tuple[str, ...],
 ) -> None:
     """Continue a prompt with the model in RUN: a run folder, or a folder that `jaxllm export` wrote.
 
@@ -59,7 +61,7 @@ def generate(  # noqa: PLR0913, PLR0917 - one for each option
     from jaxllm.generation.load import load_trained
     from jaxllm.generation.search import Search
 
-    trained = load_trained(run, step, lambda text: click.echo(text, err=True))
+    trained = load_trained(run, step, lambda text: click.echo(text, err=True), overrides)
     translates = trained.run.model.spec.encoder is not None
     _check_given(("temperature", "top_k", "top_p", "seed") if translates else ("beams",), translates)
     head = trained.run.model.spec.head.kind

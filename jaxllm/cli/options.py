@@ -19,14 +19,14 @@ R = TypeVar("R")
 
 def run_file_options(command: Callable[P, R]) -> Callable[P, R]:
     """Give a verb the parameters `file: Path` (FILE) and `overrides: tuple[str, ...]` (each `--set a.b=value`)."""
-    command = click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Change a key of the run file, for example --set training.steps=10; the value is YAML. May be repeated.",
-    )(command)
+    command = set_option("training.steps=10")(command)
     return click.argument("file", metavar="FILE", type=click.Path(path_type=Path))(command)
+
+
+def set_option(example: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Give a verb the parameter `overrides: tuple[str, ...]` (each `--set a.b=value`).  example: one of them."""
+    said = f"Change a key of the run file, for example --set {example}; the value is YAML. May be repeated."
+    return click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=said)
 
 
 class Host(NamedTuple):

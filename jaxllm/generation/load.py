@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,21 +26,24 @@ class Trained:
     checkpoint: Checkpoint | None
 
 
-def load_trained(folder: Path, step: int | None, report: Callable[[str], None]) -> Trained:
+def load_trained(folder: Path, step: int | None, report: Callable[[str], None], overrides: Sequence[str] = ()) -> Trained:
     """Open a run folder at `step` (None: its newest whole checkpoint) or a Hugging Face folder.
 
-    The run is laid out for one device.  report: told of damaged checkpoints.  JaxllmError when there is nothing to open.
+    The run is laid out for one device.  report: told of damaged checkpoints.  overrides: `a.b=value`, of the run's file.
+    JaxllmError when there is nothing to open, and for overrides of what the weights were trained with, or of no run's file.
     """
     run_folder = RunFolder(folder)
     if run_folder.holds_a_run():
-        return _from_run(run_folder, step, report)
+        return _from_run(run_folder, step, report, overrides)
     if (folder / "config.json").is_file():
+        if overrides:
+            raise JaxllmError(f"--set {overrides[0]}: {folder} is a model folder, which has no run file; leave --set out")
         return _from_pretrained(folder)
     raise JaxllmError(f"{folder} is neither a run folder (no config.yaml) nor a model folder (no config.json); give another")
 
 
-def _from_run(folder: RunFolder, step: int | None, report: Callable[[str], None]) -> Trained:
-    config = load_run(folder.config).config
+def _from_run(folder: RunFolder, step: int | None, report: Callable[[str], None], overrides: Sequence[str]) -> Trained:
+    config = _changed(folder, overrides)
     store = CheckpointStore(folder.checkpoints)
     if step is not None and step not in store.steps():
         raise JaxllmError(f"{folder.path} has no checkpoint of step {step}; there are {_listed(store.steps())}")
@@ -49,6 +52,20 @@ def _from_run(folder: RunFolder, step: int | None, report: Callable[[str], None]
         raise JaxllmError(f"{folder.path} has no whole checkpoint yet; train it with: jaxllm train {folder.config} --resume")
     tokenizer = Tokenizer.load(str(folder.tokenizer))
     return Trained(_run(config, tokenizer), tokenizer, checkpoint)
+
+
+def _changed(folder: RunFolder, overrides: Sequence[str]) -> RunConfig:
+    """The run's file with overrides, which may not touch what the weights were trained with."""
+    config = load_run(folder.config, overrides).config
+    trained = load_run(folder.config).config if overrides else config
+    for section, new, old in (
+        ("model", config.model, trained.model),
+        ("objective", config.objective, trained.objective),
+        ("data.tokenizer", config.data.tokenizer, trained.data.tokenizer),
+    ):
+        if new != old:
+            raise JaxllmError(f"--set changes {section}, with which the weights in {folder.path} were trained; leave it out")
+    return config
 
 
 def _from_pretrained(folder: Path) -> Trained:

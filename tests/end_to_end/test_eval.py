@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from jaxllm.cli.main import main
 from jaxllm.config import write_yaml
-from jaxllm.parity.tolerances import TOLERANCES
+from jaxllm.parity.tolerances import TOLERANCES, relative_error
 from tests.parity.tasks import LENGTH, config
 
 pytest.importorskip("torch", reason="the other backend")
@@ -48,8 +48,15 @@ def test_a_classifier_from_training_to_evaluation(tmp_path: Path, family: str) -
     assert measured["jax"]["loss"] == pytest.approx(measured["deepspeed"]["loss"], rel=TOLERANCES["fp64"].value)
     assert measured["jax"]["measures"]["values"]["accuracy"] == pytest.approx(last["accuracy"])
     assert (folder / "confusion.png").exists()
+    run("eval", str(folder), "--set", "training.precision=fp32", "--json", str(tmp_path / "fp32.json"))
+    rounded = json.loads((tmp_path / "fp32.json").read_text())["loss"]
+    assert 0 < relative_error(rounded, measured["jax"]["loss"]) < TOLERANCES["fp32"].value
+    changed = CliRunner().invoke(main, ["eval", str(folder), "--set", "model.num_hidden_layers=1"])
+    assert (changed.exit_code, "--set changes model, with which the weights" in changed.output) == (1, True)
 
     run("export", str(folder), str(tmp_path / "exported"))
+    no_file = CliRunner().invoke(main, ["generate", str(tmp_path / "exported"), "--set", "training.precision=bf16"])
+    assert (no_file.exit_code, "is a model folder, which has no run file" in no_file.output) == (1, True)
     data = ["--data", str(tmp_path / "single.jsonl"), "--field", "second=second", "--field", "label=label"]
     run("eval", str(tmp_path / "exported"), *data, "--json", str(tmp_path / "whole.json"))
     whole = json.loads((tmp_path / "whole.json").read_text())
