@@ -57,7 +57,8 @@ def _narrower(run: Run, batch: Batch) -> set[tuple[str, str]]:
     scalars = step_scalars(first_step(run.config), run.config.optimizer, master)
     moments = jax.eval_shape(loaded.zero_moments, loaded.params)
     placed = probe._place(batch, run.config.training.micro_batch)
-    found = floating_results(jax.make_jaxpr(loaded.train_step)(loaded.params, moments, placed, scalars, np.uint32(0)).jaxpr)
+    traced = loaded.train_step.trace(loaded.params, moments, placed, scalars, np.uint32(0))
+    found = floating_results(traced.jaxpr.jaxpr)
     assert ("dot_general", str(master)) in found
     return {(name, dtype) for name, dtype in found if dtype != "float64" and name not in MOVED}
 

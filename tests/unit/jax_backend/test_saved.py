@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import pytest
 
 from jaxllm.jax_backend.abstract import abstract_arguments
@@ -38,7 +37,7 @@ def test_weights_are_not_kept_as_if_they_were_activations(model: Any, period: in
     run = make_run(model, jax={"remat": remat, "cpu_devices": 1})
     mesh = create_mesh(run.config)
     parts = assemble(run, mesh)
-    program = jax.make_jaxpr(parts.train_step)(*abstract_arguments(parts, run, mesh))
+    program = parts.train_step.trace(*abstract_arguments(parts, run, mesh)).jaxpr
     turns = run.model.spec.layers // period
     (scan,) = forward_scans(program.jaxpr, turns)
     outputs = [variable.aval.shape for variable in scan.outvars[scan.params["num_carry"] :]]
