@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import jax
 import pytest
@@ -17,7 +18,9 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+has_older_emitters = tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 12)
+emitters = "--xla_cpu_use_fusion_emitters=false" if has_older_emitters else ""
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {emitters}"
 jax.devices()  # starts JAX, so that no test's run file changes the number of devices of the others
 del os.environ["XLA_FLAGS"]
 

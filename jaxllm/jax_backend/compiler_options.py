@@ -8,7 +8,7 @@
 | xla_tpu_overlap_compute_collective_tc | v5e | lets the TensorCore compute while it drives a collective |
 | xla_tpu_scoped_vmem_limit_kib | v5e, v5p, v6e | vector memory that one fusion or kernel may take (default: 16 MiB; v4 has no more). With it an MLP's products, forward and backward, fill 0.96 of the matrix units on v5p instead of 0.76, 0.95 instead of 0.77 on v5e; still more of it makes 2 % at most, and compiling twice as slow |
 | xla_disable_hlo_passes=while-loop-all-reduce-code-motion | all, with fsdp | that pass moves sums of gradients out of the loop over micro-batches, which makes gradients whole that should stay in shards; it fails on a loss in chunks there, and gets an embedding's gradient wrong (https://github.com/openxla/xla/issues/49143) |
-| xla_cpu_use_fusion_emitters=false | CPU | loops by XLA's older emitters: a step of the 10-million case takes 0.95 of the time and 0.75 of the memory, and compiles in 0.85 |
+| xla_cpu_use_fusion_emitters=false | CPU | loops by XLA's older emitters: a step of the 10-million case takes 0.95 of the time and 0.75 of the memory, and compiles in 0.85; jaxlib 0.12 has them no more, and then the option is left out |
 
 They are given with the step itself (`jax.jit(compiler_options=...)`), so that a trial compile and a run on the real chips have the
 same ones, and no environment variable is needed.  Flags of the user's own in LIBTPU_INIT_ARGS hold beside them.
@@ -17,8 +17,10 @@ same ones, and no environment variable is needed.  Flags of the user's own in LI
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
-from jax.sharding import Mesh
+import jax
+from jax.sharding import Mesh, SingleDeviceSharding
 
 Options = Mapping[str, bool | str]
 
@@ -54,5 +56,20 @@ def compiler_options(mesh: Mesh) -> dict[str, bool | str] | None:
     found = OPTIONS.get(device.device_kind)
     if found is None:
         return None
+    if device.platform == "cpu":
+        return {name: value for name, value in found.items() if _is_known_on_cpu(name, value)}
     is_sharded = device.platform == "tpu" and mesh.shape["fsdp"] > 1
     return {**found, **(_SHARDED if is_sharded else {})}
+
+
+@cache
+def _is_known_on_cpu(name: str, value: bool | str) -> bool:
+    """Whether the installed jaxlib still has an option.  Only its compiler can tell, by compiling something."""
+    nothing = jax.ShapeDtypeStruct((), "int32", sharding=SingleDeviceSharding(jax.local_devices(backend="cpu")[0]))
+    try:
+        jax.jit(lambda x: x, compiler_options={name: value}).lower(nothing).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" in str(error):
+            return False
+        raise
+    return True
