@@ -1,8 +1,8 @@
 """Many MLPs behind a router: every token goes through the few it gives the most weight, and none is dropped.
 
-Tokens are sorted by expert, so that a product with every expert's own kernel is one `jax.lax.ragged_dot`.  Where experts are
-spread over devices, each device gathers the tokens of its expert group, computes its own experts for all of them, and hands
-back each token's sum: shapes are fixed whatever the router decides.
+Tokens are sorted by expert, so that a product with every expert's own kernel is one `grouped_dot`.  Where experts are spread
+over devices, each device gathers the tokens of its expert group, computes its own experts for all of them, and hands back each
+token's sum: shapes are fixed whatever the router decides.
 
 Shape legend: B batch, S sequence, E hidden, X experts, K experts per token, M size of an expert, T tokens, A = T K assignments.
 """
@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 
 from jaxllm.families.spec import MlpSpec, ModelSpec
 from jaxllm.jax_backend.cuts import LOGICAL_AXES
+from jaxllm.jax_backend.model.grouped import grouped_dot, row_tile
 from jaxllm.jax_backend.model.linear import Linear
 from jaxllm.jax_backend.model.mlp import ACTIVATIONS
 from jaxllm.jax_backend.model.parameter import parameter
@@ -166,13 +167,19 @@ class Experts(nnx.Module):
         sorted_A = jnp.argsort(jnp.where(is_here_A, chosen_A, count), stable=True)
         sizes_X = jnp.sum(chosen_A[:, None] == jnp.arange(count, dtype=chosen_A.dtype), axis=0, dtype=jnp.int32)
         is_filled_A1 = is_here_A[sorted_A][:, None]
-        dot = partial(jax.lax.ragged_dot, group_sizes=sizes_X, precision=policy.matmul)
+        tile = self._gradient_tile(chosen_A.shape[0])
+        dot = partial(grouped_dot, sizes_X=sizes_X, precision=policy.matmul, tile=tile)
         x_AE = jnp.where(is_filled_A1, x_BSE.reshape(-1, x_BSE.shape[-1])[sorted_A // per_token], 0)
         inner_AM = ACTIVATIONS[self.activation](dot(x_AE, gate_XEM)) * dot(x_AE, up_XEM)
         y_AE = dot(jnp.where(is_filled_A1, inner_AM, 0), down_XME)
         y_AE = jnp.where(is_filled_A1, y_AE * weights_BSK.reshape(-1)[sorted_A][:, None], 0).astype(policy.compute)
         places_A = jnp.argsort(sorted_A)  # where each assignment went
         return jnp.sum(y_AE[places_A].reshape(*x_BSE.shape[:2], per_token, -1), axis=2)
+
+    def _gradient_tile(self, rows: int) -> int | None:
+        """For `grouped_dot`: its kernel multiplies in bfloat16, and runs on TPUs."""
+        is_tpu = self.runtime.layout.mesh.devices.flat[0].platform == "tpu"
+        return row_tile(rows, self.spec.count) if is_tpu and self.runtime.policy.compute == jnp.bfloat16 else None
 
 
 class Kernels(nnx.Module):

@@ -35,8 +35,12 @@ def expected_matmul_flops(
     remat: RematPolicy | tuple[str, ...],
     attention_in_kernel: bool,
     tensor: int = 1,
+    *,
+    expert_kernel: bool = False,
 ) -> float | None:
     """FLOPs of one device's products of a step.  ways: devices that share the work; tensor: those of them that split layers.
+
+    expert_kernel: whether a kernel computes the gradients of experts' weights (`ragged`), each from its own rows.
 
     None where the formula does not know: points kept by name with attention written out, or with experts or an encoder, of
     whose products what runs again depends on more than the names.
@@ -54,7 +58,7 @@ def expected_matmul_flops(
         again = attention + (0.0 if model.mlp.experts is None else tokens * _experts(model))
     else:
         again = 0.0 if remat == "none" else layers + attention - (0.0 if _needs_last(model) else tokens * _last(model, rows))
-    again += tokens * (_unneeded(model) + _repeated(model, tensor))
+    again += tokens * ((0.0 if expert_kernel else _unneeded(model)) + _repeated(model, tensor))
     return ((1.0 + BACKWARD) * (layers + attention + tokens * parts.head) + again) * rows.count / ways
 
 
@@ -75,7 +79,7 @@ def _experts(model: ModelSpec) -> float:
 
 
 def _unneeded(model: ModelSpec) -> float:
-    """Per token, what the gradients of experts' weights multiply by zero: every row meets every expert (`ragged`)."""
+    """Per token, what the gradients of experts' weights multiply by zero without a kernel: every row meets every expert."""
     return 0.0 if model.mlp.experts is None else _experts(model) * (model.mlp.experts.count - 1)
 
 

@@ -16,7 +16,7 @@ from jaxllm.planning.tpu.hlo import Array
 from jaxllm.planning.tpu.kernels import ATTENTION_EFFICIENCY, STEP_SECONDS, AttentionShape, kernel_work
 from jaxllm.planning.tpu.links import Links, wire_bytes
 from jaxllm.planning.tpu.program import Program
-from jaxllm.planning.tpu.ragged import RAGGED, RAGGED_EFFICIENCY, ragged_flops
+from jaxllm.planning.tpu.ragged import RAGGED, RAGGED_EFFICIENCY, gradient_flops, is_of_experts, ragged_flops
 from jaxllm.planning.tpu.topology import Topology
 
 HOST_BYTES_PER_SECOND = 16e9
@@ -39,8 +39,8 @@ class TpuCosts:
 
     def kernel(self, op_name: str, operands: tuple[Array, ...]) -> tuple[float, float]:
         """Cycles and FLOPs of an attention or expert kernel at the share of the peak that such kernels reach."""
-        if RAGGED in op_name:
-            flops = ragged_flops(operands, self._spread)
+        if is_of_experts(op_name):
+            flops = (ragged_flops if RAGGED in op_name else gradient_flops)(operands, self._spread)
             return flops / (self._generation.chip.bf16_flops * RAGGED_EFFICIENCY) * self._generation.clock_hz, flops
         work = kernel_work(op_name, operands, self._attention)
         seconds = work.flops / (self._generation.chip.bf16_flops * ATTENTION_EFFICIENCY)

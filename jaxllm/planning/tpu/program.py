@@ -18,7 +18,7 @@ from jaxllm.planning.tpu.groups import Group, groups, mesh_axes
 from jaxllm.planning.tpu.hlo import Array, Computation, Instruction, Module, arrays
 from jaxllm.planning.tpu.loops import trips
 from jaxllm.planning.tpu.matmul import MatmulFlops, instruction_flops
-from jaxllm.planning.tpu.ragged import RAGGED
+from jaxllm.planning.tpu.ragged import GRADIENT, RAGGED, is_of_experts
 from jaxllm.planning.tpu.source import phase_of, source_of
 
 Kind = Literal["matmul", "fusion", "copy"]
@@ -352,8 +352,9 @@ class _Walk:
         cycles, flops = self._costs.kernel(each.op_name, operands)
         scopes = [part for part in each.op_name.split("/") if part and not part.startswith(("jit(", "while", "pallas_call"))]
         name = scopes[-1] if scopes else each.name
-        if RAGGED in name:
-            kernel = Kernel(name, "experts", "experts", self._phase_of_rows(each, body), times, cycles, flops)
+        if is_of_experts(each.op_name):
+            name, phase = (name, self._phase_of_rows(each, body)) if RAGGED in name else (GRADIENT, "backward")
+            kernel = Kernel(name, "experts", "experts", phase, times, cycles, flops)
         else:
             source = source_of(self._module, each)
             kernel = Kernel(name, "attention", source, phase_of(each.op_name), times, cycles, flops)

@@ -16,7 +16,7 @@ _PACKAGE = re.compile(r"jaxllm/jax_backend/(.*)\.py$")
 _HELPERS = frozenset(
     {
         "gathering", "model/linear", "model/parameter", "model/dropout", "model/tap", "sharding", "precision", "network",
-        "remat", "attention/__init__",
+        "remat", "attention/__init__", "model/grouped",
     }
 )  # fmt: skip
 

@@ -18,6 +18,7 @@ from jaxllm.planning.tpu.kernels import AttentionShape
 from jaxllm.planning.tpu.memory import MemoryDivision
 from jaxllm.planning.tpu.prediction import Prediction, TpuCosts, predict
 from jaxllm.planning.tpu.program import read_program
+from jaxllm.planning.tpu.ragged import GRADIENT
 from jaxllm.planning.tpu.topology import Topology
 
 
@@ -142,7 +143,13 @@ def _predict(
     program = read_program(parse(compiled.program), answer["mesh"], costs)
     rows = Rows(config.training.global_batch, length, config.data.target_length)
     expected = expected_matmul_flops(
-        model.spec, rows, topology.devices, config.jax.remat, shape is not None, answer["mesh"]["tensor"]
+        model.spec,
+        rows,
+        topology.devices,
+        config.jax.remat,
+        shape is not None,
+        answer["mesh"]["tensor"],
+        expert_kernel=any(kernel.name == GRADIENT for kernel in program.kernels),
     )
     return predict(program, topology, tokens, model_flops, expected)
 
