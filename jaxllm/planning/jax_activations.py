@@ -148,7 +148,7 @@ def _working(spec: ModelSpec, setting: Setting, stack: Stack, *, dense_experts: 
         mlp = rows * width * (3 * inner + 3 * spec.hidden_size)
         if dense_experts:
             local = spec.mlp.experts.count / setting.parallel.expert
-            mlp += rows * width * local * (4 * inner if setting.devices == 1 else 6 * inner + 2 * spec.hidden_size)
+            mlp += rows * width * local * 4 * inner
     else:
         mlp = (3 if spec.mlp.gated else 2) * width * inner
     attention, biases = 0.0, 0.0

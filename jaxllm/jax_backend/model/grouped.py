@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 ROW_TILES = (512, 256, 128)
-"""Rows that a step of the gradient's kernel takes, best first.  A tile in which a group ends is computed for each of its groups."""
+"""Rows that a step of the gradient's kernel takes, best first.  A tile where groups meet is computed for each of them."""
 
 FEATURE_TILE = 1024
 """Features of either side that a step takes at most."""
@@ -59,7 +59,9 @@ def _forward(
     return _with_kernel(rows_AK, kernels_XKN, sizes_X, precision, tile), (rows_AK, kernels_XKN, sizes_X)
 
 
-def _backward(precision: jax.lax.Precision, tile: int, saved: _Saved, gradient_AN: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+def _backward(
+    precision: jax.lax.Precision, tile: int, saved: _Saved, gradient_AN: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
     rows_AK, kernels_XKN, sizes_X = saved
     _, pull = jax.vjp(lambda rows: jax.lax.ragged_dot(rows, kernels_XKN, sizes_X, precision=precision), rows_AK)
     return *pull(gradient_AN), kernels_gradient(rows_AK, gradient_AN, sizes_X, tile), None
@@ -68,7 +70,9 @@ def _backward(precision: jax.lax.Precision, tile: int, saved: _Saved, gradient_A
 _with_kernel.defvjp(_forward, _backward)
 
 
-def kernels_gradient(rows_AK: jax.Array, gradient_AN: jax.Array, sizes_X: jax.Array, tile: int, *, interpret: bool = False) -> jax.Array:
+def kernels_gradient(
+    rows_AK: jax.Array, gradient_AN: jax.Array, sizes_X: jax.Array, tile: int, *, interpret: bool = False
+) -> jax.Array:
     """(X, K, N), in the rows' dtype: the sum over each group's rows of row times gradient.
 
     interpret: in Pallas' interpreter, which needs no TPU and is slow: good for tests of its numbers.

@@ -1,9 +1,9 @@
 """Kernels of experts: what the TPU compiler makes of `jax.lax.ragged_dot`, and the Pallas kernel for the weights' gradient.
 
-They carry no estimate.  In the compiler's kernel, rows (A, K) meet the weights (X, K, N) of the expert that each goes to, either
-of which may be transposed; in the other, rows (A, K) meet gradients (A, N), expert by expert.  Rows behind the last group, which
-are of experts on other devices, are skipped.  Where `jaxllm.jax_backend.model.grouped` does not take the second one, the
-gradient is a plain product of all rows with all experts, with zeros for other experts' rows.
+They carry no estimate.  In the compiler's kernel, rows (A, K) meet the weights (X, K, N) of the expert that each goes to, which
+may be transposed.  In the other, rows (A, K) meet gradients (A, N), expert by expert.  Rows behind the last group, which are of
+experts on other devices, are skipped.  Where `jaxllm.jax_backend.model.grouped` does not take the second one, the gradient is a
+plain product of all rows with all experts, with zeros for other experts' rows.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def test_json_schema_refuses_what_does_not_load(tmp_path: Path, text: str) -> No
 # -------------------------------------------------------------------------------------------------------- documentation
 
 
-@pytest.mark.parametrize("name", ["generate_config_reference", "generate_chips"])
+@pytest.mark.parametrize("name", ["generate_config_reference", "generate_chips", "generate_tpu_tables"])
 def test_generated_page_is_up_to_date(name: str) -> None:
     script = ROOT / "docs" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, script)

@@ -1,5 +1,7 @@
 """Products of groups of rows: the TPU kernel for their kernels' gradient, in Pallas' interpreter, against XLA's path."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +34,7 @@ def test_gradient_of_kernels_is_the_sum_over_each_groups_own_rows(sizes, dtype):
     found = grouped.kernels_gradient(rows, gradient, sizes_X, 128, interpret=True)
     ends = np.cumsum([0, *sizes])
     exact_rows, exact_gradient = (np.asarray(each, np.float64) for each in (rows, gradient))
-    wanted = np.stack([exact_rows[a:b].T @ exact_gradient[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)])
+    wanted = np.stack([exact_rows[a:b].T @ exact_gradient[a:b] for a, b in pairwise(ends)])
     assert found.dtype == dtype
     bound = 5e-7 if dtype == jnp.float32 else 2.0**-8  # sums in float32, rounded once
     assert np.max(np.abs(np.asarray(found, np.float64) - wanted)) <= bound * max(np.max(np.abs(wanted)), 1.0)

@@ -130,6 +130,17 @@ def test_the_kernel_computes_the_blocks_that_are_not_hidden():
     assert kernel_work("another_kernel", operands, causal).flops == 0
 
 
+def test_kernels_of_experts_multiply_each_row_once():
+    """Two experts here of eight that four devices share: a quarter of the rows, on average."""
+    costs = TpuCosts(parse_topology("v5e:2x2"), [], None, spread=4)
+    sizes = Array("s32", (3,), 0)
+    rows, weights, gradient = (Array("bf16", dims, 0) for dims in ((1024, 64), (2, 64, 32), (1024, 32)))
+    product = costs.kernel("jvp()/shard_map/ragged_dot_general/ragged-dot-none", (sizes, rows, weights))
+    assert product == costs.kernel("transpose(jvp())/shard_map/jit(tgmm)/pallas_call", (sizes, rows, gradient))
+    assert product[1] == 2 * 1024 * 64 * 32 / 4
+    assert product[0] > 0
+
+
 def test_blocks_are_those_that_the_model_of_the_kernel_prefers():
     """Of the sizes in question, for rows of 8,192 tokens: the time of one head, forward and backward."""
 
@@ -156,6 +167,16 @@ def test_products_by_formula():
     some = expected_matmul_flops(**common, remat=kept, attention_in_kernel=True)
     assert some - none == pytest.approx(250 * 2 * 2 * 2 * 256 * 128)  # keys and values of 4 heads of 32, in 2 layers
     assert expected_matmul_flops(**common, remat=kept, attention_in_kernel=False) is None
+
+
+def test_without_a_kernel_every_row_meets_every_expert():
+    small = make_config().model.huggingface
+    config = make_config(model={**small, "family": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2})
+    model = resolve_model(config.model).spec
+    common = {"model": model, "rows": Rows(10, 128), "ways": 1, "remat": "none", "attention_in_kernel": True}
+    products = 2 * model.layers * 3 * model.hidden_size * model.mlp.size * model.mlp.experts.per_token
+    extra = expected_matmul_flops(**common) - expected_matmul_flops(**common, expert_kernel=True)
+    assert extra == pytest.approx(10 * 128 * products * (model.mlp.experts.count - 1))
 
 
 def test_memory_divides_at_the_fullest_moment():
