@@ -20,6 +20,7 @@ class Convention:
     tokens: in the order of their numbers, from 0.  roles: role (`pad_token`, ...) -> token.  single, pair: templates in the
     notation of `tokenizers`, or None where nothing is put around a text.  extra: special tokens without a role.
     token_types: whether the model tells the texts of a pair apart, so that transformers is to hand out their types.
+    mask_takes_blank: whether the mask token, written out in a text, stands for the blank before it as well.
     """
 
     tokens: tuple[str, ...]
@@ -28,6 +29,7 @@ class Convention:
     pair: str | None = None
     extra: tuple[str, ...] = ()
     token_types: bool = False
+    mask_takes_blank: bool = False
 
     def number(self, role: str) -> int | None:
         """The number of the token that has a role, which a tokenizer trained here gives it; None where none has."""
@@ -81,6 +83,7 @@ CONVENTIONS: Mapping[str, Convention] = {
         },
         single="<s> $A </s>",
         pair="<s> $A </s> </s> $B </s>",
+        mask_takes_blank=True,  # in byte-level BPE the blank is part of the word that is hidden
     ),
     "t5": Convention(
         ("<pad>", "</s>", "<unk>", *_SENTINELS),
@@ -94,14 +97,15 @@ CONVENTIONS: Mapping[str, Convention] = {
 
 def train_bpe(texts: Iterable[str], vocab_size: int, convention: Convention, progress: bool) -> Any:
     """A byte-level BPE (Sennrich et al., arXiv:1508.07909; bytes as in GPT-2) as a `tokenizers.Tokenizer`."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+    mask = convention.roles.get("mask_token") if convention.mask_takes_blank else None
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(convention.tokens),
+        special_tokens=[AddedToken(each, lstrip=each == mask, normalized=False, special=True) for each in convention.tokens],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=progress,
     )

@@ -146,7 +146,7 @@ def check_shapes(model: Model, reader: TensorReader) -> None:
         if shape != rule.shape:
             wrong.append(f"{name} has shape {list(shape)} instead of {list(rule.shape)}")
     if wrong:
-        raise CheckpointError(f"the weights do not fit the model: {listed(wrong)}; resume with the model they were made by")
+        raise CheckpointError(f"the weights do not fit the model: {listed(wrong)}; use the weights and the config of one model")
 
 
 def listed(names: Sequence[str], limit: int = 5) -> str:

@@ -21,13 +21,14 @@ from jaxllm.errors import CheckpointError
 from jaxllm.state.training_state import Array, TensorReader
 
 MAX_SHARD_BYTES = 2 * 2**30
+_DTYPES = ("F64", "F32", "BF16", "F16")
 
 
 class SafetensorsReader:
     """The tensors of a folder of safetensors files, read lazily.
 
     `read` gives float32, or float64 where the file holds float64.  `renamed` maps a wanted name to the name in the file.
-    Raises CheckpointError when the folder holds no weights or a file is damaged.
+    Raises CheckpointError when the folder holds no weights, a file is damaged, or a tensor that is asked for is quantised.
     """
 
     def __init__(self, folder: Path, stem: str = "model", renamed: Mapping[str, str] | None = None) -> None:
@@ -61,7 +62,13 @@ class SafetensorsReader:
 
     def _slice_of(self, name: str) -> Any:
         name = self._renamed.get(name, name)
-        return self._handle(self._files[name]).get_slice(name)
+        found = self._handle(self._files[name]).get_slice(name)
+        if found.get_dtype() not in _DTYPES:
+            raise CheckpointError(
+                f"{self._folder / self._files[name]}: {name} is stored as {found.get_dtype()}; quantised weights are not "
+                "supported; start from the checkpoint they were made from"
+            )
+        return found
 
     def names(self) -> Sequence[str]:
         """Names in the order of the files."""

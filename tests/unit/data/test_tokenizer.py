@@ -107,6 +107,31 @@ def test_transformers_loads_the_saved_folder(tokenizer: Tokenizer, texts: list[s
     assert theirs.decode([0, *tokenizer.encode("text")], skip_special_tokens=True) == "text"
 
 
+def test_roberta_has_the_papers_special_tokens(texts: list[str], tmp_path: Path) -> None:
+    """Numbers and names as in its dictionary; texts begin with <s> and end with </s>; there is no <|endoftext|> of GPT-2."""
+    from transformers import AutoTokenizer, RobertaConfig, RobertaTokenizer
+
+    tokenizer = Tokenizer.train(texts, 500, special_tokens="roberta")
+    tokenizer.save(tmp_path)
+    theirs, published = AutoTokenizer.from_pretrained(tmp_path), RobertaConfig()
+    model = json.loads(tokenizer.backend.to_str())["model"]
+    roberta = RobertaTokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]])
+    roles = {"bos_token": 0, "cls_token": 0, "pad_token": 1, "eos_token": 2, "sep_token": 2, "unk_token": 3, "mask_token": 4}
+    for role, number in roles.items():
+        assert tokenizer.special_id(role) == getattr(theirs, f"{role}_id") == getattr(roberta, f"{role}_id") == number
+        assert getattr(theirs, role) == getattr(roberta, role)
+    numbers = (published.bos_token_id, published.pad_token_id, published.eos_token_id)
+    vocabulary = tokenizer.vocabulary
+    assert (vocabulary.begin, vocabulary.padding, vocabulary.end) == numbers == (0, 1, 2)
+    assert tokenizer.backend.token_to_id(END_OF_TEXT) is None
+    for text in texts[:3]:
+        assert theirs(text)["input_ids"] == roberta(text)["input_ids"] == [0, *tokenizer.encode(text), 2]
+        assert theirs(text, "b")["input_ids"] == roberta(text, "b")["input_ids"]
+    # Where a word is hidden, the blank before it is hidden as well.
+    for written in (theirs.encode("a <mask> b"), theirs.encode("a<mask> b")):
+        assert written == [0, *tokenizer.encode("a"), 4, *tokenizer.encode(" b"), 2]
+
+
 def test_folders_that_name_no_roles_have_those_of_the_whole_convention(tmp_path: Path) -> None:
     """RoBERTa's vocabulary holds GPT-2's special token as well."""
     names = ["<s>", "<pad>", "</s>", "<unk>", "<|endoftext|>", "<mask>"]

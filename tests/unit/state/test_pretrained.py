@@ -11,7 +11,7 @@ import pytest
 from jaxllm.config.schema import ModelConfig
 from jaxllm.errors import CheckpointError, ConfigError
 from jaxllm.families import Task, Vocabulary, architectures, resolve_model
-from jaxllm.state.initial import InitialWeights, compare_folder, pretrained_weights
+from jaxllm.state.initial import InitialWeights, check_shapes, compare_folder, pretrained_weights
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("torch")
@@ -82,6 +82,21 @@ def test_a_head_that_the_folder_lacks_starts_fresh(tmp_path: Path) -> None:
     wider = resolve_model(ModelConfig.model_validate(keys), task=TASKS["masked-lm"])
     with pytest.raises(CheckpointError, match="lacks"):
         pretrained_weights(wider, tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "stored"), [("int8", "I8"), ("float8_e4m3fn", "F8_E4M3")])
+def test_quantised_weights_are_refused_by_name(kind: str, stored: str, tmp_path: Path) -> None:
+    """Also where config.json says nothing of them: as numbers they would be another model."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    transformers.AutoModelForMaskedLM.from_config(transformers.AutoConfig.for_model("bert", **SIZES)).save_pretrained(tmp_path)
+    name, file = "bert.encoder.layer.1.output.dense.weight", tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, name: tensors[name].to(getattr(torch, kind))}, file, metadata={"format": "pt"})
+    model = resolve_model(ModelConfig.model_validate({"from": str(tmp_path)}), task=TASKS["masked-lm"])
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: {name} is stored as {stored}; quantised weights are not"):
+        check_shapes(model, pretrained_weights(model, tmp_path))
 
 
 def test_a_decoder_becomes_a_classifier(tmp_path: Path) -> None:
