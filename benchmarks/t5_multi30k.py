@@ -1,6 +1,7 @@
 """A small T5 learns to translate Multi30k's captions from scratch on both backends: loss, chrF, BLEU, how far they are apart.
 
-    python -m benchmarks.t5_multi30k FOLDER [--backend jax|deepspeed|both] [--precision fp32|fp64] [--set A.B=C] [--json OUT]
+    python -m benchmarks.t5_multi30k FOLDER [--backend jax|deepspeed|both] [--precision fp32|fp64] [--last STEP] [--runs RUNS]
+        [--set A.B=C] [--json OUT]
 
 FOLDER holds train.en, train.de (29,000 lines) and val.en, val.de (1,014).  Each backend is `jaxllm train` on
 benchmarks/t5_multi30k.yaml in a fresh process, then `jaxllm eval --beams 4` of the run's checkpoints after a third of the first
@@ -10,12 +11,15 @@ loss and within 1 point of each other's chrF.
 
 In fp32 the backends write other words for most sources: each rounds in its own order, and training amplifies that.
 `--precision fp64` tells this from a mistake.  Where roundings are 2e-9 times as large, every target is to be the same.
+`--last 453` ends the runs there; their schedule stays that of three epochs.  `--runs` keeps them in a folder and goes on with
+what it holds; without it nothing stays.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -46,34 +50,58 @@ def settings(data: Path, folder: Path, overrides: list[str]) -> list[str]:
     return [part for setting in given for part in ("--set", setting)]
 
 
-def measure(backend: str, data: Path, folder: Path, overrides: list[str]) -> dict[str, Any]:
+def train(command: list[str], run: Path, last: int) -> None:
+    """Until the run has saved what it has learnt in `last` steps; before its own end it is ended as by Ctrl-C."""
+    saved = run / "checkpoints" / f"step-{last:08d}"
+    if saved.exists():
+        return
+    process = subprocess.Popen(command)
+    while process.poll() is None:
+        if saved.exists() and last < STEPS[-1]:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            return
+        time.sleep(1.0)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+
+
+def measure(backend: str, data: Path, folder: Path, last: int, overrides: list[str]) -> dict[str, Any]:
     """Train once and evaluate what came out."""
-    jaxllm = [sys.executable, "-m", "jaxllm"]
-    command = [*jaxllm, "train", str(FILE), "--backend", backend, "--set", f"name={backend}"]
-    begun = time.perf_counter()
-    subprocess.run([*command, *settings(data, folder, overrides)], check=True)
-    seconds = time.perf_counter() - begun
-    evaluations = {}
-    for step in STEPS:
-        out, written = folder / f"{backend}-{step}.json", folder / f"{backend}-{step}.jsonl"
-        run = [*jaxllm, "eval", str(folder / backend), "--step", str(step), "--beams", "4"]
-        subprocess.run([*run, "--json", str(out), "--written", str(written)], check=True)
-        examples = [json.loads(line) for line in written.read_text().splitlines()]
-        found = json.loads(out.read_text())
-        evaluations[step] = {"loss": found["loss"], **found["measures"]["values"], "examples": examples[:3]}
-        evaluations[step]["written"] = [each["written"] for each in examples]
-    records = parse_metrics((folder / backend / "metrics.jsonl").read_text())
+    jaxllm, run = [sys.executable, "-m", "jaxllm"], folder / backend
+    command = [*jaxllm, "train", str(FILE), "--resume", "--backend", backend, "--set", f"name={backend}"]
+    train([*command, *settings(data, folder, overrides)], run, last)
+    records = [each for each in parse_metrics((run / "metrics.jsonl").read_text()) if each["step"] <= last]
+    seconds = max(each["seconds"] for each in records if each["split"] == "train")
+    evaluations = {step: _evaluation([*jaxllm, "eval", str(run)], folder / f"{backend}-{step}", step) for step in until(last)}
     return {"seconds": seconds, "evaluations": evaluations, "records": records}
 
 
+def _evaluation(command: list[str], stem: Path, step: int) -> dict[str, Any]:
+    """Of a checkpoint: loss, scores, and what it writes.  stem: of the files with the results, which may be there already."""
+    out, written = stem.with_suffix(".json"), stem.with_suffix(".jsonl")
+    if not out.exists():
+        options = ["--step", str(step), "--beams", "4", "--json", str(out), "--written", str(written)]
+        subprocess.run([*command, *options], check=True)
+    examples = [json.loads(line) for line in written.read_text().splitlines()]
+    found = json.loads(out.read_text())
+    texts = [each["written"] for each in examples]
+    return {"loss": found["loss"], **found["measures"]["values"], "examples": examples[:3], "written": texts}
+
+
+def until(last: int) -> tuple[int, ...]:
+    """The steps after which is measured."""
+    return tuple(step for step in STEPS if step <= last)
+
+
 def apart(one: dict[str, Any], other: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """After each of STEPS: relative differences of the losses, of the scores, and share of other translations.
+    """After each of the steps: relative differences of the losses, of the scores, and share of other translations.
 
     loss: on the validation data; training_loss: the largest of those logged until then.
     """
     found = {}
     logged = [{each["step"]: each["loss"] for each in side["records"] if each["split"] == "train"} for side in (one, other)]
-    for step in STEPS:
+    for step in one["evaluations"]:
         first, second = one["evaluations"][step], other["evaluations"][step]
         different = sum(a != b for a, b in zip(first["written"], second["written"], strict=True))
         found[str(step)] = {
@@ -91,13 +119,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--backend", choices=["jax", "deepspeed", "both"], default="both")
     parser.add_argument("--precision", choices=sorted(OTHER_TARGETS), default="fp32")
+    parser.add_argument("--last", type=int, choices=STEPS[1:], default=STEPS[-1])
+    parser.add_argument("--runs", type=Path)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE")
     parser.add_argument("--json")
     arguments = parser.parse_args()
     backends = ["jax", "deepspeed"] if arguments.backend == "both" else [arguments.backend]
     overrides = [f"training.precision={arguments.precision}", *arguments.overrides]
     with tempfile.TemporaryDirectory() as made:
-        sides = {name: measure(name, arguments.folder.resolve(), Path(made), overrides) for name in backends}
+        runs = (arguments.runs or Path(made)).resolve()
+        sides = {name: measure(name, arguments.folder.resolve(), runs, arguments.last, overrides) for name in backends}
     results: dict[str, Any] = {"precision": arguments.precision}
     if len(sides) == 2:
         results["apart"] = apart(sides["jax"], sides["deepspeed"])

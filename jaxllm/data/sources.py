@@ -216,7 +216,7 @@ def _jsonl_document(line: bytes, fields: Fields, origin: str) -> Document:
         if field not in row:
             raise ValueError(f"has no field {field!r} (it has {_listed(row)})")
         if row[field] is None:
-            raise ValueError(f"has NoneType in field {field!r}, not a string")
+            raise ValueError(f"has null in field {field!r}")
     return fields.document(row, origin, column="field", text="a string")
 
 

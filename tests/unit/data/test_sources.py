@@ -145,7 +145,7 @@ BROKEN = {
     '{"text": "a"': "is not valid JSON",
     "[1, 2]": "holds a JSON list, not an object",
     '{"body": "a", "id": 1}': "has no field 'text' (it has 'body', 'id')",
-    '{"text": null}': "has NoneType in field 'text', not a string",
+    '{"text": null}': "has null in field 'text'",
     '{"text": 3}': "has int in field 'text', not a string",
     '{"text": "\\ud800"}': "has half a surrogate pair in field 'text'",
     b'{"text": "\xff"}': "is not UTF-8 at byte 10",
