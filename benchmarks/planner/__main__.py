@@ -17,6 +17,8 @@ from jaxllm.metrics.environment import git_state
 
 KINDS = ("cpu", "tpu", "deepspeed", "flops")
 
+Key = tuple[str, str, str]
+
 
 def main() -> None:
     """Measure, print, and write JSON."""
@@ -34,22 +36,20 @@ def main() -> None:
     if arguments.worker is not None:
         work(next(case for case in CASES if (case.name, case.where) == (arguments.case, arguments.worker)))
     wanted = arguments.only or KINDS
-    known = _known(arguments.json)
-    rows = {key: row for key, row in known.items() if not (arguments.again and _is_asked(key, wanted, arguments.case))}
+    known, fresh = _known(arguments.json), dict[Key, dict[str, Any]]()
     for case in CASES:
-        if _is_asked(_key(case), wanted, arguments.case):
-            if _key(case) not in rows:
-                rows[_key(case)] = {"measured": measure(case), "commit": git_state(Path(__file__).parent)["commit"]}
-                _write(arguments.json, rows)
-            print(_said(line(case, rows[_key(case)]["measured"])), flush=True)
+        key = _key(case)
+        if not _is_asked(key, wanted, arguments.case):
+            continue
+        if arguments.again or key not in known:
+            fresh[key] = {"measured": measure(case), "commit": git_state(Path(__file__).parent)["commit"]}
+            _write(arguments.json, fresh)
+        print(_said(line(case, {**known, **fresh}[key]["measured"])), flush=True)
     flops = compare_flops() if "flops" in wanted and arguments.case is None else []
     for each in flops:
         print(f"{each['name']:44} {each['measured']:.5g} FLOPs, predicted {each['predicted']:.5g} ({each['error']:+.2%})")
-    for kind, lines in _write(arguments.json, rows, flops).items():
+    for kind, lines in _write(arguments.json, fresh, flops).items():
         print(f"{kind}: {len(lines)} cases, largest error {max(abs(each['error']) for each in lines):.1%}")
-
-
-Key = tuple[str, str, str]
 
 
 def _key(case: Case) -> Key:
@@ -73,13 +73,14 @@ def _known(path: Path | None) -> dict[Key, dict[str, Any]]:
     }
 
 
-def _write(path: Path | None, rows: dict[Key, dict[str, Any]], flops: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+def _write(path: Path | None, fresh: dict[Key, dict[str, Any]], flops: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     """Every case that was ever measured, by kind, against what is predicted now.
 
-    What another run has written in the meantime stays: CPU and TPU cases may be measured side by side.
+    fresh: what this run has measured.  What another has written in the meantime stays: CPU and TPU cases may be measured side
+    by side.
     """
     results: dict[str, Any] = {}
-    rows = {**_known(path), **rows}
+    rows = {**_known(path), **fresh}
     for case in CASES:
         if _key(case) in rows:
             row = rows[_key(case)]
