@@ -39,12 +39,13 @@ def saved_bytes(spec: ModelSpec, setting: Setting) -> tuple[float, float]:
     return device, host
 
 
-def working_bytes(spec: ModelSpec, setting: Setting, *, dense_experts: bool = False) -> float:
+def working_bytes(spec: ModelSpec, setting: Setting, *, scores: int, dense_experts: bool = False) -> float:
     """Bytes that one layer's backward pass works on: what it recomputes, and gradients of that.
 
-    dense_experts: products of experts are computed for every token and expert, with zeros where a token goes elsewhere.
+    scores: arrays of all scores in float32 that are alive together where attention is written out.  dense_experts: products of
+    experts are computed for every token and expert, with zeros where a token goes elsewhere.
     """
-    return max(_working(spec, setting, stack, dense_experts=dense_experts) for stack in stacks_of(spec, setting))
+    return max(_working(spec, setting, stack, scores, dense_experts=dense_experts) for stack in stacks_of(spec, setting))
 
 
 def _kept(spec: ModelSpec, setting: Setting, stack: Stack) -> tuple[float, float]:
@@ -141,7 +142,7 @@ def _point_sizes(spec: ModelSpec, setting: Setting, stack: Stack) -> dict[str, f
     return {**sizes, "cross_query": tokens * query, **dict.fromkeys(("cross_key", "cross_value"), setting.source_tokens * key)}
 
 
-def _working(spec: ModelSpec, setting: Setting, stack: Stack, *, dense_experts: bool) -> float:
+def _working(spec: ModelSpec, setting: Setting, stack: Stack, scores: int, *, dense_experts: bool) -> float:
     width, inner = setting.compute_bytes, spec.mlp.size / setting.parallel.tensor
     if spec.mlp.experts is not None:
         rows = spec.mlp.experts.per_token * setting.parallel.expert
@@ -154,8 +155,8 @@ def _working(spec: ModelSpec, setting: Setting, stack: Stack, *, dense_experts: 
     attention, biases = 0.0, 0.0
     for each, _, keys in _attentions(spec, setting, stack):
         heads, query, _ = _sizes(each, setting)
-        scores = 3 * 4.0 * heads * keys if setting.attention == "xla" else 0.0
-        attention = max(attention, 6 * width * query + scores)
+        written = scores * 4.0 * heads * keys if setting.attention == "xla" else 0.0
+        attention = max(attention, 6 * width * query + written)
         biases = max(biases, 2 * 4.0 * heads * stack.length * keys if each.relative else 0.0)
     # The gradient of a norm behind the MLP needs the MLP's result, before anything of attention can be let go.
     is_behind = spec.norm.of_residual and setting.remat == "full"
