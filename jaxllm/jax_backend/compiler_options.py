@@ -1,4 +1,4 @@
-"""What the compiler is told of a training step, by generation of TPU and for CPUs: the one table of its flags.
+"""What the compiler is told of a training step, by generation of TPU, for GPUs and for CPUs: the one table of its flags.
 
 | flag | generations | what it does |
 |---|---|---|
@@ -8,6 +8,7 @@
 | xla_tpu_overlap_compute_collective_tc | v5e | lets the TensorCore compute while it drives a collective |
 | xla_tpu_scoped_vmem_limit_kib | v5e, v5p, v6e | vector memory that one fusion or kernel may take (default: 16 MiB; v4 has no more). With it an MLP's products, forward and backward, fill 0.96 of the matrix units on v5p instead of 0.76, 0.95 instead of 0.77 on v5e; still more of it makes 2 % at most, and compiling twice as slow |
 | xla_disable_hlo_passes=while-loop-all-reduce-code-motion | all, with fsdp | that pass moves sums of gradients out of the loop over micro-batches, which makes gradients whole that should stay in shards; it fails on a loss in chunks there, and gets an embedding's gradient wrong (https://github.com/openxla/xla/issues/49143) |
+| xla_gpu_enable_latency_hiding_scheduler | GPUs, with several | starts collectives early and waits late, with products between (https://docs.jax.dev/en/latest/gpu_performance_tips.html); NVIDIA's own images for JAX set it, too. No GPU was at hand to measure others |
 | xla_cpu_use_fusion_emitters=false | CPU | loops by XLA's older emitters: a step of the 10-million case takes 0.95 of the time and 0.75 of the memory, and compiles in 0.85; jaxlib 0.12 has them no more, and then the option is left out |
 
 They are given with the step itself (`jax.jit(compiler_options=...)`), so that a trial compile and a run on the real chips have the
@@ -35,13 +36,14 @@ _FUSED: Options = {
     "xla_tpu_overlap_compute_collective_tc": True,
 }
 
-# By what JAX calls the device.
+# By what JAX calls the device, or its platform.
 OPTIONS: Mapping[str, Options] = {
     "TPU v4": _EVERYWHERE,
     "TPU v5 lite": {**_EVERYWHERE, **_FUSED, "xla_tpu_scoped_vmem_limit_kib": "32768"},
     "TPU v5": {**_EVERYWHERE, "xla_tpu_scoped_vmem_limit_kib": "32768"},
     "TPU v6 lite": {**_EVERYWHERE, "xla_tpu_scoped_vmem_limit_kib": "98304"},
     "TPU7x": _EVERYWHERE,
+    "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True},
     "cpu": {"xla_cpu_use_fusion_emitters": False},
 }
 
@@ -53,19 +55,18 @@ _SHARDED: Options = {"xla_disable_hlo_passes": "while-loop-all-reduce-code-motio
 def compiler_options(mesh: Mesh) -> dict[str, bool | str] | None:
     """For `jax.jit` on that mesh; None for devices that the table does not have."""
     device = mesh.devices.flat[0]
-    found = OPTIONS.get(device.device_kind)
-    if found is None:
+    found = OPTIONS.get(device.device_kind, OPTIONS.get(device.platform))
+    if found is None or (device.platform == "gpu" and mesh.size == 1):
         return None
-    if device.platform == "cpu":
-        return {name: value for name, value in found.items() if _is_known_on_cpu(name, value)}
-    is_sharded = device.platform == "tpu" and mesh.shape["fsdp"] > 1
-    return {**found, **(_SHARDED if is_sharded else {})}
+    if device.platform == "tpu":
+        return {**found, **(_SHARDED if mesh.shape["fsdp"] > 1 else {})}
+    return {name: value for name, value in found.items() if _is_known(name, value, device.platform)}
 
 
 @cache
-def _is_known_on_cpu(name: str, value: bool | str) -> bool:
+def _is_known(name: str, value: bool | str, platform: str) -> bool:
     """Whether the installed jaxlib still has an option.  Only its compiler can tell, by compiling something."""
-    nothing = jax.ShapeDtypeStruct((), "int32", sharding=SingleDeviceSharding(jax.local_devices(backend="cpu")[0]))
+    nothing = jax.ShapeDtypeStruct((), "int32", sharding=SingleDeviceSharding(jax.local_devices(backend=platform)[0]))
     try:
         jax.jit(lambda x: x, compiler_options={name: value}).lower(nothing).compile()
     except jax.errors.JaxRuntimeError as error:

@@ -27,3 +27,8 @@ def test_a_value_that_an_option_cannot_have_is_an_error(monkeypatch: pytest.Monk
     monkeypatch.setattr(compiler_options, "OPTIONS", {"cpu": {"xla_backend_optimization_level": "none at all"}})
     with pytest.raises(jax.errors.JaxRuntimeError, match="none at all"):
         compiler_options.compiler_options(single_device_mesh())
+
+
+def test_several_gpus_get_an_option_that_this_jaxlib_knows() -> None:
+    for name, value in compiler_options.OPTIONS["gpu"].items():
+        jax.jit(lambda x: x, compiler_options={name: value}).lower(1).compile()
