@@ -92,8 +92,6 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
     chunk = setting.chunk(spec, tpu=platform == "tpu")
     logits = (compiler.logits if chunk is None else compiler.chunk_logits) * logit * _outputs(spec, setting, chunk)
     chunked = 0.0 if chunk is None else _chunked_bytes(spec, setting, platform)
-    # XLA:TPU adds up the head's gradient over devices only behind the backward pass, through which it waits, whole, in float32.
-    waiting = 0.0 if chunk is None or platform == "cpu" else _head_gradient(spec, setting)
     working = working_bytes(spec, setting, scores=compiler.scores, dense_experts=platform == "cpu")
     # Between the products residuals are split over `tensor`; for each product the hidden states of all tokens come together,
     # and their gradients do: so many copies are alive at the head and in a layer (Llama 70B and 405B over tensor 4).  A loss in
@@ -107,7 +105,7 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
             moment("the loss", **held, gradients=accumulated + tables, logits=logits, weights_in_use=cast + copies + table,
                    working=batch + (7.0 * together if chunk is None else chunked)),
             moment("the first layer that goes backward", **held, gradients=accumulated + gradients + tables,
-                   weights_in_use=cast + copies + layer, working=batch + working + 3.5 * together + waiting),
+                   weights_in_use=cast + copies + layer, working=batch + working + 3.5 * together),
             moment("the end of the backward pass", **state, gradients=accumulated + gradients + 2 * tables,
                    weights_in_use=cast + copies + table, working=batch + 2.0 * tokens * spec.hidden_size * width),
             moment("the update", **state, gradients=accumulated + gradients + tables, working=batch),
@@ -129,12 +127,8 @@ def _chunked_bytes(spec: ModelSpec, setting: Setting, platform: Platform) -> flo
 
     XLA:CPU has a chunk's part of the head's gradient in a buffer of its own before it is added.
     """
-    head = _head_gradient(spec, setting) * (2 if platform == "cpu" else 1)
-    return head + float(setting.tokens) * spec.hidden_size * setting.compute_bytes
-
-
-def _head_gradient(spec: ModelSpec, setting: Setting) -> float:
-    return float(setting.master_bytes * -(-spec.vocab_size // setting.parallel.tensor) * spec.hidden_size)
+    head = -(-spec.vocab_size // setting.parallel.tensor) * spec.hidden_size * (2 if platform == "cpu" else 1)
+    return setting.master_bytes * head + float(setting.tokens) * spec.hidden_size * setting.compute_bytes
 
 
 def _counts(model: Model, setting: Setting, tiles: tuple[int, int]) -> _Counts:
