@@ -36,6 +36,7 @@ from jaxllm.metrics.flops import flops_per_token
 from jaxllm.metrics.meter import Meter
 from jaxllm.metrics.records import TrainRecord, ValidationRecord
 from jaxllm.metrics.sinks import Sinks, make_sinks
+from jaxllm.objectives import open_examples
 from jaxllm.run import Run
 from jaxllm.run_folder import RunFolder, resolved
 from jaxllm.schedule import check_schedule, hyper
@@ -99,6 +100,8 @@ def prepare(
     if fresh:
         if not overwrite:
             folder.refuse_a_run()
+        for split in ("train", "validation"):  # what no example can be made of ends the run before its folder is made
+            open_examples(data, config, split)
         pretrained = run.model.pretrained
         if pretrained is not None:
             for sentence in compare_folder(run.model, Path(pretrained)).sentences(Path(pretrained)):

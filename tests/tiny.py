@@ -51,6 +51,9 @@ TINY: dict[str, dict[str, Any]] = {
     "olmo2": {**_DECODER, "attention_bias": True, "pad_token_id": 1},
 }  # fmt: skip
 
+WORDLESS = ("gemma3_text", "olmo2")
+"""Decoders that transformers gives no token classifier."""
+
 
 def tiny(family: str, **changes: Any) -> dict[str, Any]:
     """The keys of a run file's `model` section."""

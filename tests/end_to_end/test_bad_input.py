@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import Any
@@ -90,6 +91,21 @@ def test_a_broken_line_is_named(site: Site) -> None:
     assert "broken.jsonl:4" in _refused(site, "train", site.write("bad", data={"source": source}))
     skipping = site.write("skipping", data={"source": {**source, "skip_broken": True}})
     assert "1" in site.run("data", "show", skipping).stdout
+
+
+def test_examples_that_cannot_be_made_leave_the_run_that_is_there(site: Site) -> None:
+    """A row that is too long is found when rows are made of the texts, after they have been read."""
+    lines = [json.dumps({"text": "one two three", "label": number % 2}) for number in range(8)]
+    (site.folder / "long.jsonl").write_text("\n".join([*lines, json.dumps({"text": "one " * 200, "label": 0})]) + "\n")
+    source = {"kind": "jsonl", "files": "long.jsonl", "label_field": "label"}
+    objective = {"kind": "sequence-classification", "num_labels": 2}
+    config = site.write("bad", data={"source": source, "packing": "none"}, objective=objective)
+    assert "long.jsonl:9: the text has" in _refused(site, "train", config)
+    assert not site.path("bad").exists()
+    site.path("bad").mkdir(parents=True)
+    (site.path("bad") / "config.yaml").write_text("name: bad\n")
+    assert "long.jsonl:9: the text has" in _refused(site, "train", config, "--overwrite")
+    assert (site.path("bad") / "config.yaml").read_text() == "name: bad\n"
 
 
 def test_a_run_folder_is_not_overwritten_unasked(site: Site) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxllm.config import RunConfig
 from jaxllm.parity.subject import Subject, examine
-from tests.tiny import TINY, tiny
+from tests.tiny import TINY, WORDLESS, tiny
 
 LENGTH = 48
 LEARNING_RATE = 1e-3
@@ -37,8 +37,6 @@ _T5: dict[str, Any] = {
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 20,  # shorter than a source
 }
-WORDLESS = ("gemma3_text", "olmo2")
-"""Decoders that transformers gives no token classifier."""
 MODELS: dict[str, dict[str, Any]] = {
     # The padding token, which the last token of a row is told from, is the tokenizer's.
     **{family: {**tiny(family, initializer_range=0.3), "pad_token_id": None} for family in TINY},

@@ -15,15 +15,16 @@ from jaxllm.backend import Backend, create_backend
 from jaxllm.config.schema import BackendName, Precision, RunConfig
 from jaxllm.data.batch import Batch, Shard
 from jaxllm.families import Vocabulary, resolve_model, task_of
-from jaxllm.families.spec import HeadKind
+from jaxllm.families.spec import HeadSpec
 from jaxllm.parity.tolerances import has_gradient, relative_error
 from jaxllm.run import Run
 from jaxllm.schedule import hyper
 from jaxllm.state import Progress, TensorReader, TrainingState, write_state
-from tests.tiny import TINY, tiny
+from tests.tiny import TINY, WORDLESS, tiny
 
 VOCABULARY, LENGTH, ROWS = 96, 32, 8
 MASK_TOKEN = 1
+LANGUAGE_MODEL = HeadSpec()
 _ENCODER: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -75,6 +76,18 @@ MODELS: dict[str, dict[str, Any]] = {family: tiny(family) for family in TINY} | 
 }
 ENCODERS = ("bert", "roberta")
 """They predict masked tokens from both sides."""
+HEADS: dict[str, dict[str, Any]] = {
+    "single": {"kind": "sequence-classification", "labels": ["a", "b", "c"]},
+    "multi": {"kind": "sequence-classification", "num_labels": 4, "problem_type": "multi_label_classification"},
+    "regression": {"kind": "sequence-classification", "num_labels": 2, "problem_type": "regression"},
+    "words": {"kind": "token-classification", "labels": ["a", "b", "c"]},
+}
+CLASSIFIERS = (
+    *(f"{family}-single" for family in (*TINY, *ENCODERS)),
+    *(f"{family}-words" for family in (*TINY, *ENCODERS) if family not in WORDLESS),
+    *(f"llama-{losses}" for losses in ("multi", "regression")),
+)
+"""Families with a head of labels, named as `make_run` has them."""
 CLIP_NORMS = {"llama": 0.8, "gpt2": 1.0}
 """Between the norms of the first steps, so that some are clipped and some are not."""
 FAMILIES = ("llama", "gpt2")
@@ -111,15 +124,20 @@ def make_run(
 ) -> Run:
     """A run of a tiny model.  groups: of devices that see different rows; default, as the mesh has them.
 
-    A global batch is two micro-batches of each group, as far as there are rows enough.
+    family: or one of CLASSIFIERS.  A global batch is two micro-batches of each group, as far as there are rows enough.
     """
     groups = groups or mesh.get("data", 1) * mesh.get("fsdp", 1)
+    name, (family, _, head) = family, family.partition("-")
+    model, objective = MODELS[family], _objective(family)
+    if head:  # the padding token, which the last token of a row is told from, is the tokenizer's
+        model, objective = {**model, "classifier_dropout": 0.0}, HEADS[head]
+        model.pop("pad_token_id", None)
     config = RunConfig.model_validate(
         {
-            "name": family,
+            "name": name,
             "seed": 5,
-            "model": MODELS[family],
-            "objective": {"kind": "masked-lm" if family in ENCODERS else "span-corruption" if family == "t5" else "causal-lm"},
+            "model": model,
+            "objective": objective,
             "data": {"tokenizer": {"train": "bpe", "vocab_size": VOCABULARY}, "sequence_length": LENGTH},
             "optimizer": {
                 "learning_rate": 1e-3,
@@ -139,14 +157,20 @@ def make_run(
             "deepspeed": deepspeed,
         }
     )
-    return Run(config, resolve_model(config.model, Vocabulary(VOCABULARY, end=0), task=task_of(config.objective)), steps)
+    vocabulary = Vocabulary(VOCABULARY, end=0, padding=0 if head else None)
+    return Run(config, resolve_model(config.model, vocabulary, task=task_of(config.objective)), steps)
 
 
-def make_batch(step: int, shard: Shard = Shard(0, 1), head: HeadKind = "causal-lm") -> Batch:
+def _objective(family: str) -> dict[str, Any]:
+    """What a family learns without a head of labels."""
+    return {"kind": "masked-lm" if family in ENCODERS else "span-corruption" if family == "t5" else "causal-lm"}
+
+
+def make_batch(step: int, shard: Shard = Shard(0, 1), head: HeadSpec = LANGUAGE_MODEL) -> Batch:
     """This process's rows of a global batch: tokens that mostly follow from the one before, documents packed and padded.
 
-    head: for `masked-lm` some tokens are hidden behind MASK_TOKEN, and they are the targets instead of the next ones; for
-    `seq2seq` a source holds the tokens from behind, cut at some place.
+    head: of the model.  For `masked-lm` some tokens are hidden behind MASK_TOKEN, and they are the targets instead of the next
+    ones; for `seq2seq` a source holds the tokens from behind, cut at some place; for labels see `_labelled`.
 
     Where there is nothing to learn, gradients are noise, AdamW makes whole steps of it, and after some hundred steps a
     trajectory amplifies any rounding error.  `RandomState` is frozen for ever, which `default_rng` is not: the golden losses
@@ -169,15 +193,33 @@ def make_batch(step: int, shard: Shard = Shard(0, 1), head: HeadKind = "causal-l
             weights[row, start : end - 1] = 1.0
     inputs = np.where(segments > 0, tokens[:, :-1], 0).astype(np.int32)
     targets = np.where(weights > 0, tokens[:, 1:], 0).astype(np.int32)
-    if head == "masked-lm":
+    if head.kind == "masked-lm":
         hidden = (random.random_sample((ROWS, LENGTH)) < 0.2) & (segments > 0)
         inputs, targets = np.where(hidden, np.int32(MASK_TOKEN), inputs), np.where(hidden, inputs, np.int32(0))
         weights = hidden.astype(np.float32)
     whole = Batch(inputs, targets, weights, positions, segments)
-    if head == "seq2seq":
+    if head.kind == "seq2seq":
         kept = (np.arange(LENGTH) < random.randint(4, LENGTH + 1, (ROWS, 1))).astype(np.int32)
         whole = replace(whole, source=tokens[:, :0:-1] * kept, source_segments=kept)
+    if head.kind in ("sequence-classification", "token-classification"):
+        whole = _labelled(tokens[:, :-1], (segments > 0).sum(axis=1), head)
     return whole.select(shard.index * ROWS // shard.count, (shard.index + 1) * ROWS // shard.count)
+
+
+def _labelled(tokens_RS: NDArray[np.int32], lengths_R: NDArray[np.int64], head: HeadSpec) -> Batch:
+    """One document in each row, filled up with token 0, which is not among its own; labels that its tokens decide."""
+    places = np.arange(LENGTH, dtype=np.int32)
+    inside = (places < lengths_R[:, None]).astype(np.int32)
+    inputs = np.maximum(tokens_RS, 1) * inside
+    targets: NDArray[np.int32] | NDArray[np.float32] = inputs % head.outputs * inside
+    weights = (inside * (places % 3 > 0)).astype(np.float32)  # as if every third token went on with a word
+    if head.kind == "sequence-classification":
+        targets = (inputs[:, :1] + inputs[:, 1:2]) % head.outputs
+        if head.loss != "cross-entropy":
+            bits = inputs[:, :1] >> np.arange(head.outputs)
+            targets = (bits % 2 if head.loss == "binary-cross-entropy" else bits / VOCABULARY).astype(np.float32)
+        weights = np.ones(targets.shape, np.float32)
+    return Batch(inputs, targets, weights, places * inside, inside)
 
 
 @dataclass(frozen=True)
@@ -218,7 +260,7 @@ def take_steps(backend: Backend, run: Run, start: int, stop: int, keep: Path | N
     """The steps from `start` to `stop` of a backend that has been started (collective)."""
     losses, norms = {}, {}
     for step in range(start, stop):
-        batch = make_batch(step, backend.shard, run.model.spec.head.kind)
+        batch = make_batch(step, backend.shard, run.model.spec.head)
         result = backend.step(batch, hyper(step, step, run.total_steps, run.config))
         losses[step + 1], norms[step + 1] = float(result.loss), float(result.gradient_norm)
     state = backend.export(Progress(stop, stop, stop * ROWS))
