@@ -24,7 +24,8 @@ def page() -> str:
         begin, end = f"<!-- {name}.json: docs/generate_tpu_tables.py writes this table -->\n", "<!-- end -->"
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
-        text = "\n".join([before + begin, *table(_rows(name)), "", end]) + after
+        rows = _rows(name)
+        text = "\n".join([before + begin, *(table(rows) if rows else ["(Not compiled yet.)"]), "", end]) + after
     return text
 
 
