@@ -301,6 +301,7 @@ class DeepSpeedConfig(Section):
     )
     activation_checkpointing: bool = Field(False, description="Recompute each layer in the backward pass.")
     torch_compile: bool = Field(False, description="Compile the model with torch.compile.")
+    liger: bool = Field(False, description="Liger kernels for norms, rotary embedding, gated MLP on CUDA.")
 
 
 class RunConfig(Section):

@@ -23,6 +23,7 @@ from jaxllm.torch_backend.combinations import check_combinations
 from jaxllm.torch_backend.decoder import TorchDecoder
 from jaxllm.torch_backend.engine import Engine, create_engine
 from jaxllm.torch_backend.group import Group, join, with_peers
+from jaxllm.torch_backend.liger import check_liger
 from jaxllm.torch_backend.memory import MemoryMeter
 from jaxllm.torch_backend.mesh import Mesh, make_mesh
 from jaxllm.torch_backend.model import import_model
@@ -70,6 +71,8 @@ class DeepSpeedBackend:
     def start(self, run: Run, state: TrainingState | None, training: bool = True) -> None:
         config = run.config
         check_combinations(config, run.model, self._group.world)
+        if training and config.deepspeed.liger:
+            check_liger(self._group.device, config.training.precision)
         self._leave_mesh()
         self._mesh = make_mesh(self._group, config.parallel)
         untrained = BatchPlan(config.training.micro_batch or config.training.global_batch, 1)

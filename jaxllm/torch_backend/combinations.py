@@ -6,14 +6,14 @@ model's description alone: nothing here imports torch.  docs/deepspeed_backend.m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from jaxllm.config.batch import data_parallel
 from jaxllm.config.schema import DeepSpeedConfig, ParallelConfig, RunConfig
 from jaxllm.errors import ConfigError
 from jaxllm.families import Model
-from jaxllm.families.spec import AttentionSpec
+from jaxllm.families.spec import Activation, AttentionSpec
 
 AUTOTP_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2"})
 """Families whose training under AutoTP a test has shown to be the training of one process.
@@ -22,6 +22,12 @@ Not among them: gpt2, whose layers (transformers' Conv1D) keep their weights the
 compute with them; mixtral and qwen3_moe, whose experts are one stacked tensor, which AutoTP does not cut; encoders and
 encoder-decoders, for which transformers has no tensor-parallel plan.
 """
+
+LIGER_ACTIVATIONS: Mapping[str, Activation] = {
+    **dict.fromkeys(("llama", "mistral", "mixtral", "olmo2", "phi3", "qwen2", "qwen3", "qwen3_moe"), "silu"),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), "gelu_tanh"),
+}
+"""Families that liger-kernel has kernels for, and the activation that its MLP computes, whatever the config says."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,41 @@ REFUSALS: tuple[Refusal, ...] = (
         f"{_TRACED} of Ulysses",
         "set torch_compile to false, or context to 1",
         lambda case: case.deepspeed.torch_compile and case.parallel.context > 1,
+    ),
+    Refusal(
+        "deepspeed.liger",
+        "liger with precision fp64",
+        "Liger's kernels compute in float32",
+        "set liger to false",
+        lambda case: case.deepspeed.liger and case.fp64,
+    ),
+    Refusal(
+        "deepspeed.liger",
+        "liger with a family that it has no kernels for",
+        "liger-kernel replaces parts of the models in its own table",
+        f"set liger to false, or train one of: {', '.join(sorted(LIGER_ACTIVATIONS))}",
+        lambda case: case.deepspeed.liger and case.model.family not in LIGER_ACTIVATIONS,
+    ),
+    Refusal(
+        "deepspeed.liger",
+        "liger with an activation that it has no kernel for",
+        "Liger's MLP computes silu, or for gemma, gemma2 and gemma3_text gelu_pytorch_tanh, whatever the model's config says",
+        "set liger to false",
+        lambda case: case.deepspeed.liger and case.model.spec.mlp.activation != LIGER_ACTIVATIONS.get(case.model.family),
+    ),
+    Refusal(
+        "deepspeed.liger",
+        "liger with torch_compile",
+        "both make kernels of the same operations, and what they compute together has not been measured",
+        "set one of them to false",
+        lambda case: case.deepspeed.liger and case.deepspeed.torch_compile,
+    ),
+    Refusal(
+        "deepspeed.liger",
+        "liger with tensor or context above 1",
+        "what Liger's kernels compute in layers that processes share has not been measured",
+        "set liger to false, or tensor and context to 1",
+        lambda case: case.deepspeed.liger and case.parallel.tensor * case.parallel.context > 1,
     ),
     Refusal(
         "parallel.tensor",

@@ -20,6 +20,7 @@ from jaxllm.torch_backend.chunked_loss import Tokens, attach_loss_head
 from jaxllm.torch_backend.deepspeed_config import deepspeed_config
 from jaxllm.torch_backend.float64 import true_float64
 from jaxllm.torch_backend.libraries import import_deepspeed
+from jaxllm.torch_backend.liger import apply_liger
 from jaxllm.torch_backend.masters import MasterWeights
 from jaxllm.torch_backend.mesh import Mesh
 from jaxllm.torch_backend.model import ModelInputs, build_model
@@ -184,6 +185,8 @@ class DeepSpeedEngine:
         settings = deepspeed_config(run, plan, mesh)
         with self._partitioned(deepspeed, settings, mesh):
             model = build_model(run.model, config.deepspeed.attention, self.dtype, mesh.group.device)
+        if config.deepspeed.liger:
+            apply_liger(run.model, model)
         splits = _divide(model, mesh)
         _prepare(model, run)
         freeze(dict(model.named_parameters()), run.model, config.optimizer)

@@ -30,6 +30,11 @@ _ASKED: dict[str, dict[str, Any]] = {
     "loss_chunk in tokens with tensor above 1 and a head of its own": {"parallel": {"tensor": 2}, "loss_chunk": 8},
     "torch_compile with tensor above 1": {"parallel": {"tensor": 2}, "torch_compile": True},
     "torch_compile with context above 1": {"parallel": {"context": 2}, "torch_compile": True},
+    "liger with precision fp64": {"precision": "fp64", "liger": True},
+    "liger with a family that it has no kernels for": {"family": "gpt2", "liger": True},
+    "liger with an activation that it has no kernel for": {"model": {"hidden_act": "gelu"}, "liger": True},
+    "liger with torch_compile": {"torch_compile": True, "liger": True},
+    "liger with tensor or context above 1": {"parallel": {"tensor": 2}, "liger": True},
     "tensor above 1 with a family that AutoTP does not split": {"family": "gpt2-heads", "parallel": {"tensor": 2}},
     "tensor that does not divide the attention heads and the key/value heads": {"parallel": {"tensor": 4}},
     "context that does not divide the attention heads (of each tensor shard)": {"parallel": {"context": 3}},
@@ -96,6 +101,12 @@ def test_a_mesh_that_cannot_be_is_refused(parallel: dict[str, int], stage: int, 
 def test_a_mesh_that_can_be_is_accepted(parallel: dict[str, int], stage: int, world: int) -> None:
     run = make_run("llama-heads", parallel=parallel, zero_stage=stage)
     check_combinations(run.config, run.model, world)
+
+
+def test_liger_is_refused_on_context_too() -> None:
+    run = make_run("llama-heads", parallel={"context": 2}, liger=True)
+    with pytest.raises(ConfigError, match="liger with tensor or context above 1"):
+        check_combinations(run.config, run.model, None)
 
 
 def test_the_backend_asks_the_table_before_anything_else() -> None:
