@@ -86,6 +86,9 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
     host += on_host
     gathers = parallel.fsdp > 1
     table = width * counts.whole_table if gathers else 0.0
+    # Over micro-batches the embedding is gathered once, before the first, and stays.
+    embedding = table if setting.accumulation > 1 else 0.0
+    both = table if spec.tie_embeddings else table + embedding
     # This layer and the next; XLA:CPU, which cannot reduce and scatter at once, has a layer's whole gradient as well.
     layer = (3 if platform == "cpu" else 2) * width * counts.whole_layer if gathers else 0.0
     logit = compiler.logit_bytes or width
@@ -102,10 +105,10 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
     tables = width * counts.table
     return Memory(
         [
-            moment("the loss", **held, gradients=accumulated + tables, logits=logits, weights_in_use=cast + copies + table,
+            moment("the loss", **held, gradients=accumulated + tables, logits=logits, weights_in_use=cast + copies + both,
                    working=batch + (7.0 * together if chunk is None else chunked)),
             moment("the first layer that goes backward", **held, gradients=accumulated + gradients + tables,
-                   weights_in_use=cast + copies + layer, working=batch + working + 3.5 * together),
+                   weights_in_use=cast + copies + layer + embedding, working=batch + working + 3.5 * together),
             moment("the end of the backward pass", **state, gradients=accumulated + gradients + 2 * tables,
                    weights_in_use=cast + copies + table, working=batch + 2.0 * tokens * spec.hidden_size * width),
             moment("the update", **state, gradients=accumulated + gradients + tables, working=batch),
