@@ -21,16 +21,26 @@ def write(path: str | Path | None, results: Mapping[str, Any]) -> dict[str, Any]
     del machine["hostname"]
     report = {
         "benchmark": _name(Path(sys.argv[0])),
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": today(),
         "machine": machine,
         "versions": {"jaxllm": __version__, "python": sys.version.split()[0], **package_versions()},
-        "git": git_state(Path(__file__).parent),
+        "git": commit(),
         "results": dict(results),
     }
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(report, indent=2) + "\n")
     return report
+
+
+def today() -> str:
+    """The date, in UTC."""
+    return datetime.now(UTC).date().isoformat()
+
+
+def commit() -> dict[str, Any] | None:
+    """What of the repository is measured."""
+    return git_state(Path(__file__).parent)
 
 
 def _name(script: Path) -> str:

@@ -1,7 +1,7 @@
 """Training throughput, side by side against what a user would pick instead.
 
     python -m benchmarks.throughput --suite cpu|gpu [--quick] [--only PATTERN ...] [--contenders PATTERN ...] [--rounds N]
-        [--budget SECONDS] [--cache FOLDER] [--json OUT]
+        [--budget SECONDS] [--cache FOLDER] [--json OUT [--add]]
 
 Contenders take turns, A B A B, each time in a fresh process in a virtual environment of its own, which is built from the
 package index when it is first needed.  All train the same model from the same weights on the same tokens with the same AdamW
@@ -11,18 +11,20 @@ MFU follow one formula (`jaxllm.metrics.flops`: causal attention counted once, n
 fastest rate of large matrix products that torch or JAX reaches here in that precision.
 
 What cannot be installed or run is listed with its reason.  --only and --contenders take patterns like '10M-512-*', 'jaxllm*'.
+All sizes take hours: --add keeps the cases that OUT has of other runs, each of which says when and how it was measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from benchmarks._report import write
+from benchmarks._report import commit, today, write
 from benchmarks.throughput.cases import SUITES, Case
 from benchmarks.throughput.contenders import CONTENDERS
 from benchmarks.throughput.driver import Driver, Settings
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=900.0, help="for one process")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where environments are kept")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--add", action="store_true", help="keep the other cases that are in the file of --json")
     arguments = parser.parse_args()
     cases = [case for case in SUITES[arguments.suite] if _matches(case.name, arguments.only)]
     contenders = [contender for contender in CONTENDERS if _matches(contender.name, arguments.contenders)]
@@ -55,15 +58,23 @@ def main() -> None:
     rounds = arguments.rounds or (1 if arguments.quick else 3 if device == "cpu" else 2)
     budget = arguments.budget or BUDGETS[arguments.suite]
     driver = Driver(contenders, Settings(arguments.cache.resolve(), device, rounds, arguments.seconds, budget))
-    results: list[dict[str, Any]] = []
-    before = os.getloadavg()
+    found = _kept(arguments.json) if arguments.add else {}
     for case in cases:
         print(case.name, flush=True)
-        results.append(summary(driver.run(case), _peak(device)))
-        print("\n".join(lines(results[-1])), flush=True)
+        load = os.getloadavg()
+        measured = summary(driver.run(case), _peak(device))
+        found[case.name] = measured | {"measured": {"date": today(), "rounds": rounds, "load_before": load, "git": commit()}}
+        print("\n".join(lines(measured)), flush=True)
         # Written after every case, so that what was measured survives an end.
-        write(arguments.json, {"suite": arguments.suite, "rounds": rounds, "load_before": before, "load_after": os.getloadavg(),
-                               "cases": results})  # fmt: skip
+        in_order = [found[case.name] for case in SUITES[arguments.suite] if case.name in found]
+        write(arguments.json, {"suite": arguments.suite, "cases": in_order})
+
+
+def _kept(path: Path | None) -> dict[str, dict[str, Any]]:
+    """By name, the cases of a results file that is there already."""
+    if path is None or not path.exists():
+        return {}
+    return {case["case"]["name"]: case for case in json.loads(path.read_text())["results"].get("cases", [])}
 
 
 def _matches(name: str, patterns: list[str]) -> bool:

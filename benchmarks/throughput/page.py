@@ -27,20 +27,18 @@ def text_of(suite: str, report: dict[str, Any]) -> Iterator[str]:
     if "not_run" in results:
         yield f"{results['not_run']} The command: `{results['command']}`\n\n"
         return
-    machine, load = report["machine"], results["load_before"]
-    yield (
-        f"{report['date']}, {machine['cpu']}, {machine['cpus']} processors, load before the run {load[0]:.1f} (1 is one busy "
-        f"processor), {results['rounds']} processes of each contender{results.get('remark', '')}.\n\n"
-    )
+    machine = report["machine"]
+    yield f"{machine['cpu']}, {machine['cpus']} processors.\n\n"
     for case in results["cases"]:
         yield from _table(case)
 
 
 def _table(case: dict[str, Any]) -> Iterator[str]:
-    said = case["case"]
+    said, when = case["case"], case["measured"]
     yield (
         f"{said['name']}: {case['parameters'] / 1e6:.1f} M parameters, {said['rows']} x {said['sequence']} tokens. Products "
-        f"alone would allow {case['limit_tokens_per_s']:,.0f} tokens/s.\n\n"
+        f"alone would allow {case['limit_tokens_per_s']:,.0f} tokens/s. {when['date']}, {when['rounds']} processes of each "
+        f"contender; load before: {when['load_before'][0]:.1f} (1 is one busy processor).\n\n"
     )
     yield "| contender | tokens/s (range) | TFLOP/s | MFU | peak memory | compile | losses |\n|---|---|---|---|---|---|---|\n"
     for row in case["contenders"]:

@@ -136,6 +136,6 @@ def config(family: str, objective: str, folder: Path, **changes: Any) -> RunConf
     )
 
 
-def subject(family: str, objective: str, folder: Path) -> Subject:
+def subject(family: str, objective: str, folder: Path, **changes: Any) -> Subject:
     """The run as parity examines it: without dropout."""
-    return examine(config(family, objective, folder), folder)
+    return examine(config(family, objective, folder, **changes), folder)

@@ -21,12 +21,14 @@ from jaxllm.run import on_one_device
 from jaxllm.schedule import hyper
 from jaxllm.state import Progress, TrainingState
 from jaxllm.state.initial import InitialWeights
-from tests.parity.tasks import CASES, config, subject
+from tests.parity.subjects import WELL_CONDITIONED
+from tests.parity.tasks import CASES, MODELS, config, subject
 from tests.tiny import TINY
 
 pytest.importorskip("torch", reason="the other side of every comparison")
 
 STEPS = 12
+_T5 = ("t5", "t5-1.1")  # their initialiser has no such key
 DAILY = {("bert", "masked-lm"), ("bert", "single"), ("roberta", "words"), ("t5", "seq2seq"), ("llama", "single")}
 PASSES = {case for case in CASES if case[0] not in TINY} | {
     ("gpt2", "single"),
@@ -53,7 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [*(_nightly(*case, "fp64", daily=case in PASSES) for case in CASES), *(_nightly(*case, "fp32") for case in CASES)],
 )
 def test_one_pass_and_one_step_are_within_the_bounds(family: str, objective: str, precision: Precision, folder: Path) -> None:
-    examined = subject(family, objective, folder)
+    changes = {"model": {**MODELS[family], **WELL_CONDITIONED}} if precision == "fp32" and family not in _T5 else {}
+    examined = subject(family, objective, folder, **changes)
     one_pass = levels.OnePass.of_run(examined.in_precision(precision), examined.data)
     first = next(iter(one_pass.inputs.values()))
     assert (first.segments == 0).any() == (objective != "masked-lm"), "examples are padded"

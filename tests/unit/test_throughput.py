@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from fnmatch import fnmatch
 
 import numpy as np
 import pytest
 
+from benchmarks.throughput.__main__ import _kept
 from benchmarks.throughput.cases import CPU, GPU
 from benchmarks.throughput.contenders import CONTENDERS, EAGER, JAXLLM_JAX, TARGETS
 from benchmarks.throughput.driver import Entry, Found
@@ -78,3 +80,20 @@ def test_names_of_targets_and_cases_are_there():
 def test_a_suite_that_was_not_run_says_so():
     text = "".join(text_of("GPU", {"results": {"not_run": "It has not been run.", "command": "python -m x"}}))
     assert "It has not been run. The command: `python -m x`" in text
+
+
+def test_the_page_says_when_each_case_was_measured():
+    measured = {"date": "2026-01-02", "rounds": 3, "load_before": [0.1, 0.2, 0.3], "git": None}
+    report = {
+        "machine": {"cpu": "a processor", "cpus": 2},
+        "results": {"cases": [summary(found(), None) | {"measured": measured}]},
+    }
+    text = "".join(text_of("CPU", report))
+    assert "2026-01-02, 3 processes of each contender; load before: 0.1" in text
+
+
+def test_cases_of_other_runs_are_kept(tmp_path):
+    assert _kept(None) == _kept(tmp_path / "none.json") == {}
+    case = summary(found(), None)
+    (tmp_path / "results.json").write_text(json.dumps({"results": {"cases": [case]}}))
+    assert _kept(tmp_path / "results.json")[CPU[0].name]["model_flops_per_step"] == case["model_flops_per_step"]
