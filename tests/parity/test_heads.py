@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxllm.config.schema import Precision
 from jaxllm.state import read_state
 from tests.parity.conftest import Run, Zero, run_zero
 from tests.parity.test_trajectory import STAGES, assert_same
@@ -40,11 +41,12 @@ def test_every_zero_stage_is_jax(trained: Run, zero: Zero, case: str, stage: int
     assert_same(zero.read(f"{case}-zero{stage}"), trained("jax", case, "fp32", steps=STEPS), "fp32")
 
 
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
 @pytest.mark.parametrize("case", CLASSIFIERS)
-def test_it_goes_on_upon_the_other_backend(trained: Run, tmp_path: Path, case: str) -> None:
+def test_it_goes_on_upon_the_other_backend(trained: Run, tmp_path: Path, case: str, precision: Precision) -> None:
     """From PyTorch to a mesh, and from JAX to PyTorch."""
     for first, second, mesh in (("deepspeed", "jax", MESHES[MESH]), ("jax", "deepspeed", ONE)):
-        train(first, make_run(case, "fp64", STEPS), stop=HALF, keep=tmp_path / first)
-        found = train(second, make_run(case, "fp64", STEPS, mesh), read_state(tmp_path / first))
+        train(first, make_run(case, precision, STEPS), stop=HALF, keep=tmp_path / first)
+        found = train(second, make_run(case, precision, STEPS, mesh), read_state(tmp_path / first))
         assert sorted(found.losses) == list(range(HALF + 1, STEPS + 1))
-        assert_same(found, trained("jax", case, "fp64", steps=STEPS), "fp64")
+        assert_same(found, trained("jax", case, precision, steps=STEPS), precision)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxllm.config.schema import BackendName
+from jaxllm.config.schema import BackendName, Precision
 from jaxllm.state import read_state
 from tests.golden.remake_trajectories import STEPS as GOLDEN_STEPS
 from tests.parity.conftest import STEPS, Run, Zero
@@ -39,14 +39,18 @@ def test_half_here_and_half_there_in_double_precision(
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(each, marks=[] if each in (*KINDS, "t5") else pytest.mark.nightly) for each in OTHERS]
+    ("family", "precision"),
+    [
+        *(pytest.param(each, "fp64", marks=[] if each in (*KINDS, "t5") else pytest.mark.nightly) for each in OTHERS),
+        *(pytest.param(each, "fp32", marks=pytest.mark.nightly) for each in OTHERS),
+    ],
 )
-def test_every_family_goes_on_upon_a_mesh(trained: Run, tmp_path: Path, family: str) -> None:
+def test_every_family_goes_on_upon_a_mesh(trained: Run, tmp_path: Path, family: str, precision: Precision) -> None:
     half, mesh = GOLDEN_STEPS // 2, MESHES[MESH]
-    train("deepspeed", make_run(family, "fp64", GOLDEN_STEPS), stop=half, keep=tmp_path / "state")
-    found = train("jax", make_run(family, "fp64", GOLDEN_STEPS, mesh), read_state(tmp_path / "state"))
+    train("deepspeed", make_run(family, precision, GOLDEN_STEPS), stop=half, keep=tmp_path / "state")
+    found = train("jax", make_run(family, precision, GOLDEN_STEPS, mesh), read_state(tmp_path / "state"))
     assert sorted(found.losses) == list(range(half + 1, GOLDEN_STEPS + 1))
-    assert_same(found, trained("jax", family, "fp64", steps=GOLDEN_STEPS), "fp64")
+    assert_same(found, trained("jax", family, precision, steps=GOLDEN_STEPS), precision)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
