@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks.planner
-from benchmarks._report import write
+from benchmarks._report import commit, write
 from benchmarks.planner.cases import BOUND, CASES, Case
 from benchmarks.planner.compare import line, measure, work
 from benchmarks.planner.compiled import compiled_rows
 from benchmarks.planner.flops import compare_flops
-from jaxllm.metrics.environment import git_state
 
 KINDS = ("cpu", "tpu", "deepspeed", "flops")
 
@@ -42,7 +41,7 @@ def main() -> None:
         if not _is_asked(key, wanted, arguments.case):
             continue
         if arguments.again or key not in known:
-            fresh[key] = {"measured": measure(case), "commit": git_state(Path(__file__).parent)["commit"]}
+            fresh[key] = {"measured": measure(case), "commit": (commit() or {}).get("commit")}
             _write(arguments.json, fresh)
         print(_said(line(case, {**known, **fresh}[key]["measured"])), flush=True)
     flops = compare_flops() if "flops" in wanted and arguments.case is None else []
