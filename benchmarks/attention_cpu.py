@@ -2,9 +2,9 @@
 
     python -m benchmarks.attention_cpu [--pairs 7] [--json OUT]
 
-Shapes: batch x sequence, query heads / key and value heads x head_dim, causal, fp32, all processors.  Each round runs every
-contender once, one after the other, so that other load meets all of them; each round gives a ratio to the fastest of torch's,
-and medians are printed.  The results are checked to be the same first.
+Shapes: batch x sequence, query heads / key and value heads x head_dim, causal, fp32, all processors; JAX compiles with
+the options of a training step.  Each round runs every contender once, one after the other, so that other load meets all of them;
+each round gives a ratio to the fastest of torch's, and medians are printed.  The results are checked to be the same first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,13 @@ class Shape(NamedTuple):
     head_dim: int
 
 
-SHAPES = (Shape(8, 256, 8, 4, 32), Shape(4, 512, 8, 8, 64), Shape(4, 512, 12, 4, 64), Shape(1, 2048, 8, 8, 64))
+SHAPES = (
+    Shape(8, 256, 8, 4, 32),
+    Shape(4, 512, 8, 8, 64),
+    Shape(4, 512, 12, 4, 64),
+    Shape(1, 2048, 8, 4, 32),
+    Shape(1, 2048, 8, 8, 64),
+)
 Call = Callable[[], Any]
 
 
@@ -50,12 +56,13 @@ def jax_calls(shape: Shape) -> dict[str, tuple[Call, Call]]:
     from jaxllm.families.spec import AttentionSpec
     from jaxllm.jax_backend.attention import sequence_visibility, xla_attention
     from jaxllm.jax_backend.attention.blocked import blocked_attention
+    from jaxllm.jax_backend.compiler_options import compiler_options
     from jaxllm.jax_backend.mesh import single_device_mesh
     from jaxllm.jax_backend.model.runtime import Runtime
     from jaxllm.jax_backend.precision import policy_of
     from jaxllm.jax_backend.sharding import Layout
 
-    runtime = Runtime(policy_of("fp32"), Layout(single_device_mesh()))
+    runtime, options = Runtime(policy_of("fp32"), Layout(single_device_mesh())), compiler_options(single_device_mesh())
     spec = AttentionSpec(shape.heads, shape.kv_heads, shape.head_dim, shape.head_dim**-0.5, qkv_bias=False, output_bias=False)
     segments = jnp.ones((shape.batch, shape.sequence), jnp.int32)
     visibility = sequence_visibility(segments, np.arange(shape.sequence, dtype=np.int32))
@@ -70,7 +77,7 @@ def jax_calls(shape: Shape) -> dict[str, tuple[Call, Call]]:
             mixed, pull = jax.vjp(attend, q, k, v)
             return mixed, *pull(gradient)
 
-        one, two = (jax.jit(function).lower(query, key, value).compile() for function in (attend, both))
+        one, two = (jax.jit(f, compiler_options=options).lower(query, key, value).compile() for f in (attend, both))
         calls[name] = (
             lambda one=one: jax.block_until_ready(one(query, key, value)),
             lambda two=two: jax.block_until_ready(two(query, key, value)),
