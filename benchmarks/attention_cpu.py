@@ -3,7 +3,7 @@
     python -m benchmarks.attention_cpu [--pairs 7] [--json OUT]
 
 Shapes: batch x sequence, query heads / key and value heads x head_dim, causal, fp32, all processors; JAX compiles with
-the options of a training step.  Each round runs every contender once, one after the other, so that other load meets all of them;
+the options of a training step.  Each round runs every contender once, one after the other, so other load meets all of them;
 each round gives a ratio to the fastest of torch's, and medians are printed.  The results are checked to be the same first.
 """
 
