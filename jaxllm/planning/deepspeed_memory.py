@@ -164,7 +164,7 @@ def _bucket_bytes(setting: Setting) -> float:
 
 def _mask_bytes(spec: ModelSpec, setting: Setting) -> float:
     """The masks of all layers: of the rows of a micro-batch, queries x keys."""
-    if goes_by_documents(spec, setting.attention, setting.parallel.context):
+    if goes_by_documents(spec, setting.attention, setting.target or setting.sequence):
         return 0.0
     each = 1 if setting.attention == "sdpa" else setting.compute_bytes
     return float(setting.micro_batch * each * (setting.target or setting.sequence) ** 2)

@@ -81,7 +81,7 @@ def _attention_bytes(
         return tokens * ((12.0 + width) * query + 4.0 * heads * keys)
     if setting.attention == "eager":
         kept += tokens * heads * keys * (4.0 if width == 4 else 4.0 + width)
-    elif not goes_by_documents(spec, setting.attention, setting.parallel.context):
+    elif not goes_by_documents(spec, setting.attention, setting.target or setting.sequence):
         kept += tokens * (width * keys + 4.0 * heads)
     if attention.query_key_norm:
         kept += (4.0 + width) * (tokens * query + key_tokens * key)

@@ -85,8 +85,10 @@ class DeepSpeedBackend:
         import_model(run.model)
         self._memory = MemoryMeter(self._group.device)
         self._engine = create_engine(run, self._mesh, plan, training)
-        kernel, chunk = config.deepspeed.attention, config.training.loss_chunk
-        self._loop = Loop(self._engine, self._mesh, plan, kernel, config.seed, run.model.spec, chunk)
+        settings, chunk = config.deepspeed, config.training.loss_chunk
+        self._loop = Loop(
+            self._engine, self._mesh, plan, settings.attention, config.seed, run.model.spec, chunk, settings.torch_compile
+        )
         self._load(state)
         self._source = None if training else state.params
 

@@ -35,8 +35,23 @@ class Documents:
             rows.append(tuple(pairwise(cuts)))
         return cls(length, tuple(rows))
 
+    @property
+    def whole(self) -> bool:
+        """Whether every row is one document."""
+        return all(len(runs) == 1 for runs in self.runs)
 
-def goes_by_documents(spec: ModelSpec, attention: str, context: int) -> bool:
-    """Whether a run's attention needs no mask but `Documents`: Ulysses around a fused causal kernel without windows."""
-    plain = all(each.causal and each.window is None and each.softcap is None for each in spec.attentions)
-    return context > 1 and plain and spec.encoder is None and attention != "eager"
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every document, row after row."""
+        return [stop - start for runs in self.runs for start, stop in runs]
+
+
+def goes_by_documents(spec: ModelSpec, attention: str, longest: int) -> bool:
+    """Whether attention over documents of up to `longest` tokens needs no mask but `Documents`.
+
+    So it is with torch's causal kernel in decoders, unless a layer's window is shorter than a document.
+    """
+    plain = all(
+        each.causal and each.softcap is None and (each.window is None or longest <= each.window) for each in spec.attentions
+    )
+    return plain and spec.encoder is None and attention != "eager"

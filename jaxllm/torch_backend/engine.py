@@ -14,10 +14,12 @@ import torch
 from torch.nn import Parameter
 
 from jaxllm.config.batch import BatchPlan
-from jaxllm.families import flatten
+from jaxllm.families import ModelSpec, flatten
 from jaxllm.run import Run
 from jaxllm.torch_backend.chunked_loss import Tokens, attach_loss_head
 from jaxllm.torch_backend.deepspeed_config import deepspeed_config
+from jaxllm.torch_backend.document_attention import attend_by_documents, kernel_of, plain_attention
+from jaxllm.torch_backend.documents import goes_by_documents
 from jaxllm.torch_backend.float64 import true_float64
 from jaxllm.torch_backend.libraries import import_deepspeed
 from jaxllm.torch_backend.liger import apply_liger
@@ -27,7 +29,7 @@ from jaxllm.torch_backend.model import ModelInputs, build_model
 from jaxllm.torch_backend.optimizer import RATE, ClippedAdamW, adamw, freeze, parameter_groups
 from jaxllm.torch_backend.tensor_parallel import ShardedStore, Split, split_model
 from jaxllm.torch_backend.transfer import FragmentStore, PartitionStore, ReplicatedStore, Store
-from jaxllm.torch_backend.ulysses import share_sequences, whole_sequences
+from jaxllm.torch_backend.ulysses import share_sequences
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
@@ -89,10 +91,12 @@ def create_engine(run: Run, mesh: Mesh, plan: BatchPlan, training: bool) -> Engi
     return PlainEngine(run, mesh, training)
 
 
-def _divide(model: Any, mesh: Mesh) -> dict[str, Split]:
+def _divide(model: Any, spec: ModelSpec, mesh: Mesh) -> dict[str, Split]:
     """Let processes share the model's sequences and tensors as the mesh says; how each divided tensor is cut, by name."""
     if mesh.context > 1:
         share_sequences(model, mesh)
+    elif goes_by_documents(spec, kernel_of(model), longest=1):
+        attend_by_documents(model)
     return split_model(model, mesh) if mesh.tensor > 1 else {}
 
 
@@ -120,7 +124,7 @@ class PlainEngine:
         self._mesh = mesh
         with self.numerics():
             self._model = build_model(run.model, config.deepspeed.attention, self.dtype, mesh.group.device)
-        splits = _divide(self._model, mesh)
+        splits = _divide(self._model, run.model.spec, mesh)
         freeze(dict(self._model.named_parameters()), run.model, config.optimizer)
         self._masters = MasterWeights(self._model) if training and self.dtype == torch.bfloat16 else None
         named = dict(self._model.named_parameters()) if self._masters is None else self._masters.named_masters()
@@ -143,7 +147,7 @@ class PlainEngine:
         return true_float64() if self.dtype == torch.float64 else nullcontext()
 
     def whole_sequences(self) -> AbstractContextManager[None]:
-        return whole_sequences(self._model)
+        return plain_attention(self._model)
 
     def backward(self, loss: torch.Tensor) -> None:
         with self.numerics():  # activation checkpointing runs the model again in here
@@ -187,7 +191,7 @@ class DeepSpeedEngine:
             model = build_model(run.model, config.deepspeed.attention, self.dtype, mesh.group.device)
         if config.deepspeed.liger:
             apply_liger(run.model, model)
-        splits = _divide(model, mesh)
+        splits = _divide(model, run.model.spec, mesh)
         _prepare(model, run)
         freeze(dict(model.named_parameters()), run.model, config.optimizer)
         self._network = model
@@ -250,7 +254,7 @@ class DeepSpeedEngine:
         return nullcontext()
 
     def whole_sequences(self) -> AbstractContextManager[None]:
-        return whole_sequences(self._network)
+        return plain_attention(self._network)
 
     def backward(self, loss: torch.Tensor) -> None:
         self._engine.backward(loss, scale_wrt_gas=False)

@@ -120,12 +120,12 @@ def model_inputs(
     device: torch.device,
     columns: slice | None = None,
     *,
-    by_documents: bool = False,
+    documents: Documents | None = None,
 ) -> ModelInputs:
     """A (micro-)batch on the device.
 
-    dtype: of the activations.  columns: the tokens of this process; default, all.  by_documents: the model is told where
-    documents lie instead of a mask.
+    dtype: of the activations.  columns: the tokens of this process; default, all.  documents: where they lie in `batch`, of
+    which the model is told instead of a mask.
     """
     mine = slice(None) if columns is None else columns
 
@@ -137,9 +137,7 @@ def model_inputs(
         return torch.from_numpy(array).to(device, torch.int64)
 
     segments = torch.from_numpy(batch.segments).to(device)
-    mask: torch.Tensor | Documents = (
-        Documents.of(batch.segments) if by_documents else packed_mask(segments, attention, dtype, causal=spec.attention.causal)
-    )
+    mask = documents or packed_mask(segments, attention, dtype, causal=spec.attention.causal)
     filled = batch.inputs
     if spec.head.padding is not None:  # transformers looks for the last token that is none
         filled = np.where(batch.segments > 0, filled, np.int32(spec.head.padding))

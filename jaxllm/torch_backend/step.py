@@ -15,7 +15,7 @@ from jaxllm.config.loss_chunk import LossChunk, chunk_tokens
 from jaxllm.data.batch import Batch
 from jaxllm.families import ModelSpec
 from jaxllm.torch_backend.chunked_loss import Tokens
-from jaxllm.torch_backend.documents import goes_by_documents
+from jaxllm.torch_backend.documents import Documents, goes_by_documents
 from jaxllm.torch_backend.engine import Engine, chunked_loss, forward
 from jaxllm.torch_backend.loss import weighted_loss
 from jaxllm.torch_backend.mesh import Mesh
@@ -25,7 +25,10 @@ from jaxllm.torch_backend.routing import Routing
 
 @dataclass(frozen=True)
 class Loop:
-    """Drives an engine over batches.  spec: of its model.  seed: of the run, for dropout.  loss_chunk: of the run file."""
+    """Drives an engine over batches.  spec: of its model.  seed: of the run, for dropout.  loss_chunk: of the run file.
+
+    compiled: whether the model is compiled by torch.compile.
+    """
 
     engine: Engine
     mesh: Mesh
@@ -34,6 +37,7 @@ class Loop:
     seed: int
     spec: ModelSpec
     loss_chunk: LossChunk = "none"
+    compiled: bool = False
 
     def _loss_sum(
         self,
@@ -48,9 +52,8 @@ class Loop:
         share: what every target token's weight is multiplied by.  found: takes the outputs.
         """
         columns = self.mesh.tokens(batch.sequence_length)
-        by_documents = goes_by_documents(self.spec, self.attention, self.mesh.context)
         inputs = model_inputs(
-            batch, self.spec, self.attention, self.engine.dtype, self._device, columns, by_documents=by_documents
+            batch, self.spec, self.attention, self.engine.dtype, self._device, columns, documents=self._documents(batch)
         )
         weights = inputs.weights if share is None else inputs.weights * share
         chunk = None if found is not None else self.chunk_of(inputs.targets.numel())
@@ -66,6 +69,16 @@ class Loop:
                 self._routing.observe(inputs.real)
                 loss = loss + self._routing.loss_sum(inputs.real, weights.sum(), self.mesh)
             return loss
+
+    def _documents(self, batch: Batch) -> Documents | None:
+        """Where documents lie, if attention goes by them.
+
+        A compiled model goes by whole rows only: it would be compiled anew for every other place where documents can end.
+        """
+        found = Documents.of(batch.segments)
+        if not goes_by_documents(self.spec, self.attention, max(found.lengths)):
+            return None
+        return found if found.whole or not self.compiled else None
 
     def chunk_of(self, tokens: int) -> int | None:
         """How many of a pass's tokens have logits at once; None: all."""

@@ -10,7 +10,6 @@ Shape legend: B sequences, S tokens, H heads of this process's queries (or of it
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from jaxllm.torch_backend.documents import Documents
+from jaxllm.torch_backend.document_attention import DocumentAttention, install, kernel_of
 from jaxllm.torch_backend.mesh import Mesh
 
 _NAME = "jaxllm_ulysses"  # under which transformers finds it
@@ -34,8 +33,7 @@ class UlyssesAttention:
     def __init__(self, kernel: str, mesh: Mesh) -> None:
         from deepspeed.sequence.layer import DistributedAttention
 
-        self.kernel = kernel
-        self.documents: Documents | None = None  # of the rows of this pass, where there is no mask
+        self.inner = DocumentAttention(kernel)
         self._size = mesh.context
         self._exchange = DistributedAttention(self._attend, mesh.context_group, scatter_idx=2, gather_idx=1)
 
@@ -66,24 +64,9 @@ class UlyssesAttention:
         options: dict[str, Any],
     ) -> torch.Tensor:
         """Attention of some heads over all tokens."""
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-        attend = ALL_ATTENTION_FUNCTIONS.get(self.kernel) or sys.modules[type(module).__module__].eager_attention_forward
-        given = [heads.transpose(1, 2) for heads in (query_BSHD, key_BSHD, value_BSHD)]
+        query_BHSD, key_BHSD, value_BHSD = (heads.transpose(1, 2) for heads in (query_BSHD, key_BSHD, value_BSHD))
         with _queries_per_key(module, query_BSHD.shape[2] // key_BSHD.shape[2]):
-            if mask is not None or self.documents is None:
-                context_BSHD: torch.Tensor = attend(module, *given, mask, **options)[0]
-                return context_BSHD.contiguous()
-            rows = [
-                torch.cat([attend(module, *_part(given, row, *run), None, **options)[0] for run in runs], dim=1)
-                for row, runs in enumerate(self.documents.runs)
-            ]
-        return torch.cat(rows)
-
-
-def _part(heads_BHSD: list[torch.Tensor], row: int, start: int, stop: int) -> list[torch.Tensor]:
-    """One document of queries, keys and values."""
-    return [heads[row : row + 1, :, start:stop] for heads in heads_BHSD]
+            return self.inner(module, query_BHSD, key_BHSD, value_BHSD, mask, **options)[0].contiguous()
 
 
 @contextmanager
@@ -101,34 +84,5 @@ def _queries_per_key(module: nn.Module, count: int) -> Iterator[None]:
 
 def share_sequences(model: Any, mesh: Mesh) -> None:
     """Let a transformers.PreTrainedModel attend over sequences that the mesh's context groups share."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    ALL_ATTENTION_FUNCTIONS[_NAME] = UlyssesAttention(kernel_of(model), mesh)
-    model.config._attn_implementation = _NAME  # noqa: SLF001 - no public name
-
-
-def set_documents(model: Any, documents: Documents | None) -> None:
-    """Tell a model whose processes share sequences where the documents of its next rows lie; None: it is given a mask."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if model.config._attn_implementation == _NAME:  # noqa: SLF001 - no public name
-        ALL_ATTENTION_FUNCTIONS[_NAME].documents = documents
-
-
-def kernel_of(model: Any) -> str:
-    """Transformers' name of the attention that a model computes, exchanges left aside."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    name: str = model.config._attn_implementation  # noqa: SLF001 - no public name
-    return ALL_ATTENTION_FUNCTIONS[_NAME].kernel if name == _NAME else name
-
-
-@contextmanager
-def whole_sequences(model: Any) -> Iterator[None]:
-    """Within it, every process is given whole sequences: attention is the plain kernel."""
-    before = model.config._attn_implementation  # noqa: SLF001 - no public name
-    model.config._attn_implementation = kernel_of(model)  # noqa: SLF001
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = before  # noqa: SLF001
+    attention = UlyssesAttention(kernel_of(model), mesh)
+    install(model, _NAME, attention, attention.inner)

@@ -15,8 +15,8 @@ import torch
 
 from jaxllm.errors import ConfigError
 from jaxllm.families import Model
+from jaxllm.torch_backend.document_attention import kernel_of, set_documents
 from jaxllm.torch_backend.documents import Documents
-from jaxllm.torch_backend.ulysses import kernel_of, set_documents
 
 Mask: TypeAlias = torch.Tensor | dict[str, torch.Tensor]
 
@@ -51,7 +51,7 @@ class SequenceHook:
         told = kwargs.get("attention_mask")
         if isinstance(told, Documents):
             fix_rope_length(module, told.length)
-            set_documents(module, told)
+            set_documents(module, None if told.whole else told)
             kwargs = {**kwargs, "attention_mask": None}
         elif isinstance(told, torch.Tensor):
             fix_rope_length(module, told.shape[-1])
