@@ -123,11 +123,10 @@ class _ChunkedLoss(torch.autograd.Function):
             chunk = slice(start, start + options.chunk)
             hidden_CE, weights_C = hidden_TE[chunk], weights_T[chunk].to(wide)
             logits_CV, slope_CV = _logits(hidden_CE, weight_VE, bias_V, options.softcap)
-            loss_C, gradient_CV = _losses(logits_CV, targets_T[chunk], with_gradient=any(wanted))
-            total += (loss_C * weights_C).sum()
+            loss, gradient_CV = _loss(logits_CV, targets_T[chunk], weights_C, with_gradient=any(wanted))
+            total += loss
             if gradient_CV is None:
                 continue
-            gradient_CV.mul_(weights_C[:, None])
             if slope_CV is not None:
                 gradient_CV.mul_(slope_CV)
             if to_bias_V is not None:
@@ -160,18 +159,22 @@ def _logits(
     return logits_CV, 1.0 - (logits_CV / softcap).square()
 
 
-def _losses(
-    logits_CV: torch.Tensor, targets_C: torch.Tensor, *, with_gradient: bool
+def _loss(
+    logits_CV: torch.Tensor, targets_C: torch.Tensor, weights_C: torch.Tensor, *, with_gradient: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Cross-entropy (C,), and its gradient with respect to the logits, written over them."""
-    targets_C1 = targets_C[:, None]
-    total_C1 = logits_CV.logsumexp(1, keepdim=True)
-    loss_C = (total_C1 - logits_CV.gather(1, targets_C1))[:, 0]
+    """Sum of weight * cross-entropy, and its gradient with respect to the logits.  Both are written over the logits.
+
+    Passes over C x V numbers cost as much as the products of a small model, so there are five of them, and one exponential.
+    """
+    targets_C1, weights_C1 = targets_C[:, None], weights_C[:, None]
+    logits_CV.sub_(logits_CV.amax(1, keepdim=True))
+    wanted_C1 = logits_CV.gather(1, targets_C1)
+    exponentials_CV = logits_CV.exp_()
+    sum_C1 = exponentials_CV.sum(1, keepdim=True)
+    loss = ((sum_C1.log() - wanted_C1) * weights_C1).sum()
     if not with_gradient:
-        return loss_C, None
-    gradient_CV = logits_CV.sub_(total_C1).exp_()
-    gradient_CV.scatter_add_(1, targets_C1, torch.full_like(total_C1, -1.0))
-    return loss_C, gradient_CV
+        return loss, None
+    return loss, exponentials_CV.mul_(weights_C1 / sum_C1).scatter_add_(1, targets_C1, -weights_C1)
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
