@@ -112,8 +112,7 @@ def predict(
     """
     generation = topology.generation
     clock = generation.clock_hz
-    total = program.cycles + program.kernel_cycles + program.exposed_cycles
-    seconds = total / clock
+    seconds = program.total_cycles / clock
     by_kind = _table(program.operations, lambda each: each.kind, clock)
     kernels = {kind: _cycles_in(program, kind) / clock for kind in ("attention", "experts")}
     by_kind["attention kernels"] = kernels["attention"]

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from jaxllm.planning.tpu.communication import Collective, Communication, Schedule, Transfer
 from jaxllm.planning.tpu.groups import Group, groups, mesh_axes
 from jaxllm.planning.tpu.hlo import Array, Computation, Instruction, Module, arrays
 from jaxllm.planning.tpu.loops import trips
@@ -61,35 +62,6 @@ class Kernel:
     flops: float
 
 
-@dataclass(frozen=True)
-class Collective:
-    """A collective.  size: bytes of the whole array (gathered, reduced, or sent).  received: bytes that a device receives.
-
-    cycles: of one execution by itself.  exposed: of those, what the core waits for.
-    """
-
-    kind: str
-    axes: str
-    source: str
-    phase: str
-    times: int
-    size: float
-    received: float
-    cycles: float
-    exposed: float
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """A copy between HBM and the host's memory; cycles and exposed as of a collective."""
-
-    to_host: bool
-    times: int
-    size: float
-    cycles: float
-    exposed: float
-
-
 class Costs(Protocol):
     """A model of what the compiler does not estimate."""
 
@@ -108,13 +80,18 @@ class Costs(Protocol):
 
 @dataclass
 class Program:
-    """What one training step executes on one device.  assumed: what could not be read from the program, by loop."""
+    """What one training step executes on one device.
+
+    assumed: what could not be read from the program, by loop.  clock: cycles from beginning to end, as the schedule was played
+    through; all that is recorded must add up to it.
+    """
 
     operations: list[Operation] = field(default_factory=list)
     kernels: list[Kernel] = field(default_factory=list)
     collectives: list[Collective] = field(default_factory=list)
     transfers: list[Transfer] = field(default_factory=list)
     assumed: dict[str, str] = field(default_factory=dict)
+    clock: float = 0.0
 
     @property
     def cycles(self) -> int:
@@ -137,6 +114,11 @@ class Program:
         return sum(each.exposed * each.times for each in self.communication)
 
     @property
+    def total_cycles(self) -> float:
+        """Cycles of a step: the core at work, and the core waiting."""
+        return self.cycles + self.kernel_cycles + self.exposed_cycles
+
+    @property
     def matmul_flops(self) -> float:
         """FLOPs of matrix products of a step, experts' and recomputation included, attention kernels excluded."""
         products = sum(each.flops * each.times for each in self.operations)
@@ -151,45 +133,13 @@ class Program:
 def read_program(module: Module, mesh: Mapping[str, int], costs: Costs) -> Program:
     """Walk a module from its entry.  mesh: sizes of the run's mesh axes, outermost first."""
     program = Program()
-    _Walk(module, mesh, costs, program).computation(module.entry, 1)
+    program.clock = _Walk(module, mesh, costs, program).computation(module.entry, 1)
+    if not math.isclose(program.clock, program.total_cycles, rel_tol=1e-6, abs_tol=1.0):
+        raise RuntimeError(
+            f"the schedule takes {program.clock:.0f} cycles, but its parts add up to {program.total_cycles:.0f}; "
+            "jaxllm read the compiled program wrongly: please report this with the run file"
+        )
     return program
-
-
-@dataclass(frozen=True)
-class _Communication:
-    """A collective or a host copy that the walk has met.  queue: the links it needs, which do one thing at a time."""
-
-    queue: str
-    cycles: float
-    finished: Collective | Transfer  # with exposed still to be filled in
-
-
-class _Schedule:
-    """The clock of one computation and what runs beside it."""
-
-    def __init__(self) -> None:
-        self.clock = 0.0
-        self._free: dict[str, float] = {}
-        self._begun: dict[str, tuple[float, _Communication]] = {}
-
-    def begin(self, name: str, what: _Communication) -> None:
-        """Something asynchronous starts as soon as its links are free."""
-        end = max(self.clock, self._free.get(what.queue, 0.0)) + what.cycles
-        self._free[what.queue] = end
-        self._begun[name] = (end, what)
-
-    def wait(self, name: str) -> tuple[_Communication, float] | None:
-        """The core waits for what was begun under `name`; for how long."""
-        if name not in self._begun:
-            return None
-        end, what = self._begun.pop(name)
-        waited = max(0.0, end - self.clock)
-        self.clock += waited
-        return what, waited
-
-    def left(self) -> list[str]:
-        """What was begun and never waited for by name."""
-        return list(self._begun)
 
 
 class _Walk:
@@ -203,7 +153,7 @@ class _Walk:
 
     def computation(self, name: str, times: int) -> float:
         """Record everything a computation executes `times` times; the cycles of one execution."""
-        schedule = _Schedule()
+        schedule = Schedule()
         body = self._module.computations[name]
         for each in body.values():
             if each.opcode.endswith("-done") or (each.opcode == "fusion" and "-done" in each.name):
@@ -211,12 +161,13 @@ class _Walk:
                     self._finish(schedule.wait(operand))
                 if each.cycles is None:
                     continue
-            schedule.clock += self._instruction(each, body, times, schedule)
+            busy = self._instruction(each, body, times, schedule)
+            schedule.clock += busy  # not in one statement: the clock would be read before the instruction waits on it
         for left in schedule.left():
             self._finish(schedule.wait(left))
         return schedule.clock
 
-    def _finish(self, ended: tuple[_Communication, float] | None) -> None:
+    def _finish(self, ended: tuple[Communication, float] | None) -> None:
         if ended is None:
             return
         what, waited = ended
@@ -227,7 +178,7 @@ class _Walk:
         else:
             self._program.transfers.append(Transfer(**{**vars(done), "exposed": waited}))
 
-    def _instruction(self, each: Instruction, body: Computation, times: int, schedule: _Schedule) -> float:
+    def _instruction(self, each: Instruction, body: Computation, times: int, schedule: Schedule) -> float:
         """Record one instruction; the cycles it keeps the core busy for."""
         if each.opcode == "while":
             found = trips(self._module, body, each)
@@ -284,7 +235,7 @@ class _Walk:
         self._program.assumed.update(dearest.assumed)
         return cycles
 
-    def _call(self, each: Instruction, times: int, schedule: _Schedule) -> float:
+    def _call(self, each: Instruction, times: int, schedule: Schedule) -> float:
         """A called computation; one that another thread (SparseCore, a copy engine) runs keeps the core free."""
         called = each.attribute("calls") or each.attribute("to_apply")
         if called is None or called not in self._module.computations:
@@ -311,7 +262,7 @@ class _Walk:
                 return found
         return None
 
-    def _threaded_copy(self, each: Instruction, inner: Computation, times: int, schedule: _Schedule) -> None:
+    def _threaded_copy(self, each: Instruction, inner: Computation, times: int, schedule: Schedule) -> None:
         """A slice of an array that moves between HBM and the host's memory beside the core's work."""
         root = next(one for one in inner.values() if one.root)
         sources = [array for name in root.operands if name in inner for array in arrays(inner[name].type)]
@@ -323,26 +274,26 @@ class _Walk:
             moved = arrays(inner[root.operands[1]].type)[0].bytes
         schedule.begin(each.name, self._transfer(moved, targets[0].space == HOST, times))
 
-    def _copy(self, each: Instruction, times: int, schedule: _Schedule) -> None:
+    def _copy(self, each: Instruction, times: int, schedule: Schedule) -> None:
         """copy-start: only copies between HBM and the host are of interest; others are prefetches into vector memory."""
         found = [array for array in arrays(each.type) if array.bytes > 8]
         if len(found) > 1 and HOST in {array.space for array in found[:2]}:
             schedule.begin(each.name, self._transfer(found[0].bytes, found[0].space == HOST, times))
 
-    def _transfer(self, size: float, to_host: bool, times: int) -> _Communication:
+    def _transfer(self, size: float, to_host: bool, times: int) -> Communication:
         cycles = self._costs.transfer(size)
-        return _Communication("host", cycles, Transfer(to_host, times, size, cycles, 0.0))
+        return Communication("host", cycles, Transfer(to_host, times, size, cycles, 0.0))
 
     def _collective(
         self, each: Instruction, said: Instruction, base: str, times: int, kind: str | None = None
-    ) -> _Communication:
+    ) -> Communication:
         """each: the collective.  said: what names its source, which for a fused one is the fusion."""
         members = groups(each.attributes, self._devices)
         size = _payload(each, base, len(members[0]))
         cycles, received = self._costs.collective(kind or base, members, size)
         axes = mesh_axes(members, self._mesh)
         source, phase = source_of(self._module, said), phase_of(said.op_name)
-        return _Communication(axes, cycles, Collective(kind or base, axes, source, phase, times, size, received, cycles, 0.0))
+        return Communication(axes, cycles, Collective(kind or base, axes, source, phase, times, size, received, cycles, 0.0))
 
     def _custom_call(self, each: Instruction, body: Computation, times: int) -> float:
         target = _TARGET.search(each.attributes)
@@ -367,7 +318,7 @@ class _Walk:
         names = (each.op_name, *(one.op_name for one in read if one.opcode != "get-tuple-element"))
         return next((phase for name in names if (phase := phase_of(name)) != "update"), "backward")
 
-    def _fused_collectives(self, each: Instruction, times: int, cycles: int | None, schedule: _Schedule) -> None:
+    def _fused_collectives(self, each: Instruction, times: int, cycles: int | None, schedule: Schedule) -> None:
         """Collectives inside a fusion: a reduction whose result is cut up at once is a reduce-scatter.
 
         One that is fused with work runs beside that work.

@@ -10,7 +10,7 @@ from jaxllm.planning.tpu.groups import groups, mesh_axes
 from jaxllm.planning.tpu.hlo import arrays, parse
 from jaxllm.planning.tpu.matmul import instruction_flops
 from jaxllm.planning.tpu.origins import Origins
-from jaxllm.planning.tpu.program import read_program
+from jaxllm.planning.tpu.program import Program, read_program
 from jaxllm.planning.tpu.source import phase_of
 
 MESH = {"data": 1, "fsdp": 4, "expert": 1, "context": 1, "tensor": 2}
@@ -151,6 +151,35 @@ def test_two_collectives_share_their_links():
   ROOT %d = f32[32]{{0}} all-gather-done(%b)"""
     )
     assert [each.exposed for each in program.collectives] == [0.0, 500.0]
+
+
+def test_the_core_waits_for_a_synchronous_collective_once():
+    """Three in a row, and one that runs beside the work: the clock goes on while the core waits."""
+    gather = "all-gather(%p), replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}"
+    program = program_of(
+        f"""  %p = f32[8]{{0}} parameter(0)
+  %a = f32[32]{{0}} {gather}
+  %b = f32[32]{{0}} {gather}
+  %f = f32[8]{{0}} fusion(%p), kind=kCustom, calls=%all-reduce-scatter, {cycles(30)}
+  %s = (f32[8]{{0}}, f32[32]{{0}}) all-gather-start(%p), replica_groups=[2,4]<=[4,2]T(1,0), dimensions={{0}}
+  %y = f32[8]{{0}} negate(%p), {cycles(400)}
+  ROOT %d = f32[32]{{0}} all-gather-done(%s)""",
+        """
+%all-reduce-scatter (q: f32[32]) -> f32[8] {
+  %q = f32[32]{0} parameter(0)
+  %r = f32[32]{0} all-reduce(%q), replica_groups={{0,2,4,6},{1,3,5,7}}, to_apply=%add
+  %i = s32[] constant(0)
+  ROOT %cut = f32[8]{0} dynamic-slice(%r, %i), dynamic_slice_sizes={8}
+}""",
+    )
+    assert [each.exposed for each in program.collectives] == [1000.0, 1000.0, 970.0, 600.0]
+    assert program.clock == program.total_cycles == 4000.0
+
+
+def test_a_program_whose_parts_do_not_add_up_is_not_believed(monkeypatch):
+    monkeypatch.setattr(Program, "total_cycles", 20.0)
+    with pytest.raises(RuntimeError, match="the schedule takes 10 cycles, but its parts add up to 20"):
+        program_of(f"  ROOT %y = f32[8]{{0}} negate(%p), {cycles(10)}")
 
 
 def test_a_collective_on_another_core_is_found_through_its_calls():
