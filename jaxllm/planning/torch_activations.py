@@ -4,7 +4,7 @@ Letters: S keys of a row, E hidden, H heads, Q heads x head_dim, K key/value hea
 for each token, b bytes of the compute dtype.  For each token and layer:
 
     RMS norm           its input in float32, normalised and scaled: 4E + 2bE (3bE in fp32); LayerNorm: input and output, 2bE
-    attention, sdpa    query, keys and values repeated for every head, output: 4bQ; the mask as numbers to add: b S
+    attention, sdpa    query, keys and values repeated for every head, output: 4bQ; where it takes a mask, that as numbers: b S
     sdpa with biases   of distances, which have gradients: queries, keys and values in float32, the softmax, 4 H S; attention
                        to a source, whose biases have none: their mask for every head, b H S
     attention, eager   the same and the softmax in float32, with a copy in the compute dtype: H S (4 + b), 4 H S in fp32

@@ -10,8 +10,9 @@ T keys of a block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -40,13 +41,24 @@ class Head(NamedTuple):
     segments: jax.Array
 
 
+class _Keys(NamedTuple):
+    """Keys [first, last).  cut: whether some query of a block cannot see some of them, because of where they are."""
+
+    first: int
+    last: int
+    cut: bool
+
+
 class _Block(NamedTuple):
-    """Queries [start, stop) and the keys [first, last) that any of them may see."""
+    """Queries [start, stop) and, in pieces, the keys that any of them may see.
+
+    Only the pieces at both ends are compared with the places of queries; and each piece is its own product, so that its scores
+    are not copied to be put beside others.
+    """
 
     start: int
     stop: int
-    first: int
-    last: int
+    keys: tuple[_Keys, ...]
 
 
 def blocked_attention(
@@ -111,18 +123,35 @@ def _attention(heads: Head, spec: AttentionSpec, policy: Policy) -> jax.Array:
 
 
 def _forward(heads: Head, spec: AttentionSpec, policy: Policy) -> tuple[jax.Array, tuple[Head, jax.Array, jax.Array]]:
-    found = jax.lax.map(partial(_mix, spec=spec, policy=policy), heads)
+    found = _for_each(partial(_mix, spec=spec, policy=policy), heads)
     mixed, log_total = (named(leaf, ATTENTION_MIXED) for leaf in found)
     return mixed, (heads, mixed, log_total)
 
 
 def _backward(spec: AttentionSpec, policy: Policy, kept: tuple[Head, jax.Array, jax.Array], gradient: jax.Array) -> tuple[Head]:
     back = partial(_pull, spec=spec, policy=policy)
-    query, key, value = jax.lax.map(lambda inputs: back(*inputs), (*kept, gradient))
+    query, key, value = _for_each(lambda inputs: back(*inputs), (*kept, gradient))
     return (Head(query, key, value, np.zeros(kept[0].segments.shape, jax.dtypes.float0)),)  # type: ignore[arg-type]
 
 
 _attention.defvjp(_forward, _backward)
+
+
+def _for_each(function: Callable[[Any], Any], inputs: Any) -> Any:
+    """`jax.lax.map`, but what belongs to a turn is taken from the arrays at the end of the turn before.
+
+    XLA fuses the taking of a slice with whatever reads it: where that is an exponential over scores, the loop computes where
+    in the array each row's logsumexp and each key's segment lies for every score again, and is not vectorised.
+    """
+    turns = jax.tree.leaves(inputs)[0].shape[0]
+
+    def take(turn: jax.Array | int) -> Any:
+        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, turn, keepdims=False), inputs)
+
+    def body(taken: Any, turn: jax.Array) -> tuple[Any, Any]:
+        return take(jnp.minimum(turn + 1, turns - 1)), function(taken)
+
+    return jax.lax.scan(body, take(0), jnp.arange(turns, dtype=jnp.int32))[1]
 
 
 def _mix(head: Head, *, spec: AttentionSpec, policy: Policy) -> tuple[jax.Array, jax.Array]:
@@ -130,12 +159,16 @@ def _mix(head: Head, *, spec: AttentionSpec, policy: Policy) -> tuple[jax.Array,
     groups, length, head_dim = head.query.shape
     mixed, log_total = [], []
     for block in _blocks(length, spec):
-        scores_RT = _scores(head, block, spec, policy)[0]
-        largest_R1 = jnp.max(scores_RT, axis=-1, keepdims=True)
-        weights_RT = jnp.exp(scores_RT - largest_R1)
-        total_R1 = jnp.sum(weights_RT, axis=-1, keepdims=True)
-        mixed_RD = _product(weights_RT.astype(policy.compute), head.value[block.first : block.last], 0, policy) / total_R1
-        mixed.append(mixed_RD.astype(policy.compute).reshape(groups, -1, head_dim))
+        query_RD = _queries(head, block, spec, policy)
+        scores = [_scores(query_RD, head, block, keys, spec, policy)[0] for keys in block.keys]
+        largest_R1 = reduce(jnp.maximum, (jnp.max(scores_RT, axis=-1, keepdims=True) for scores_RT in scores))
+        weights = [jnp.exp(scores_RT - largest_R1) for scores_RT in scores]
+        total_R1 = _sum(jnp.sum(weights_RT, axis=-1, keepdims=True) for weights_RT in weights)
+        summed_RD = _sum(
+            _product(weights_RT.astype(policy.compute), head.value[keys.first : keys.last], 0, policy)
+            for weights_RT, keys in zip(weights, block.keys, strict=True)
+        )
+        mixed.append((summed_RD / total_R1).astype(policy.compute).reshape(groups, -1, head_dim))
         log_total.append((largest_R1 + jnp.log(total_R1)).reshape(groups, -1))
     return jnp.concatenate(mixed, axis=1), jnp.concatenate(log_total, axis=1)
 
@@ -150,20 +183,28 @@ def _pull(
     query_gradients = []
     key_gradient, value_gradient = jnp.zeros(head.key.shape, statistics), jnp.zeros(head.value.shape, statistics)
     for block in _blocks(length, spec):
-        keys = slice(block.first, block.last)
-        scores_RT, slope_RT = _scores(head, block, spec, policy)
-        weights_RT = jnp.exp(scores_RT - _rows(log_total_GS[..., None], block))
-        gradient_RD = _rows(gradient_GSD, block)
-        pulled_RT = _product(gradient_RD, head.value[keys], 1, policy) - _rows(delta_GS[..., None], block)
-        pulled_RT = weights_RT * pulled_RT * slope_RT if slope_RT is not None else weights_RT * pulled_RT
-        pulled_RT = (pulled_RT * spec.scale).astype(policy.compute)
-        query_gradients.append(_product(pulled_RT, head.key[keys], 0, policy).reshape(groups, -1, head_dim))
-        key_gradient = key_gradient.at[keys].add(_product(pulled_RT, _rows(head.query, block), 0, policy, rows=0))
-        value_gradient = value_gradient.at[keys].add(
-            _product(weights_RT.astype(policy.compute), gradient_RD, 0, policy, rows=0)
-        )
-    query_gradient = jnp.concatenate(query_gradients, axis=1)
-    return tuple(gradient.astype(policy.compute) for gradient in (query_gradient, key_gradient, value_gradient))  # type: ignore[return-value]
+        query_RD, gradient_RD = _queries(head, block, spec, policy), _rows(gradient_GSD, block)
+        log_total_R1, delta_R1 = _rows(log_total_GS[..., None], block), _rows(delta_GS[..., None], block)
+        to_query = []
+        for keys in block.keys:
+            seen = slice(keys.first, keys.last)
+            scores_RT, slope_RT = _scores(query_RD, head, block, keys, spec, policy)
+            weights_RT = jnp.exp(scores_RT - log_total_R1)
+            pulled_RT = weights_RT * (_product(gradient_RD, head.value[seen], 1, policy) - delta_R1)
+            if slope_RT is not None:
+                pulled_RT = pulled_RT * slope_RT
+            pulled_RT = pulled_RT.astype(policy.compute)
+            to_query.append(_product(pulled_RT, head.key[seen], 0, policy))
+            key_gradient = key_gradient.at[seen].add(_product(pulled_RT, query_RD, 0, policy, rows=0))
+            value_gradient = value_gradient.at[seen].add(
+                _product(weights_RT.astype(policy.compute), gradient_RD, 0, policy, rows=0)
+            )
+        query_gradients.append(_sum(to_query).reshape(groups, -1, head_dim))
+    query_gradient = jnp.concatenate(query_gradients, axis=1) * spec.scale
+    if not _scales_queries(policy):
+        key_gradient = key_gradient * spec.scale
+    gradients = query_gradient, key_gradient, value_gradient
+    return tuple(gradient.astype(policy.compute) for gradient in gradients)  # type: ignore[return-value]
 
 
 def _blocks(length: int, spec: AttentionSpec) -> Iterator[_Block]:
@@ -171,7 +212,12 @@ def _blocks(length: int, spec: AttentionSpec) -> Iterator[_Block]:
     for start in range(0, length, size):
         stop = min(start + size, length)
         first = 0 if spec.window is None else max(0, start - spec.window + 1)
-        yield _Block(start, stop, first, stop if spec.causal else length)
+        last = stop if spec.causal else length
+        diagonal = start if spec.causal else last
+        # Every query of the block sees what is not before `whole`.
+        whole = first if spec.window is None else min(max(first, stop - spec.window), diagonal)
+        pieces = (_Keys(first, whole, True), _Keys(whole, diagonal, False), _Keys(diagonal, last, True))
+        yield _Block(start, stop, tuple(piece for piece in pieces if piece.last > piece.first))
 
 
 def _rows(x_GSD: jax.Array, block: _Block) -> jax.Array:
@@ -179,20 +225,41 @@ def _rows(x_GSD: jax.Array, block: _Block) -> jax.Array:
     return x_GSD[:, block.start : block.stop].reshape(-1, x_GSD.shape[-1])
 
 
-def _scores(head: Head, block: _Block, spec: AttentionSpec, policy: Policy) -> tuple[jax.Array, jax.Array | None]:
+def _scales_queries(policy: Policy) -> bool:
+    """Whether scores are scaled by way of their queries, which are fewer; it would round those of a lower precision."""
+    return policy.compute == policy.statistics
+
+
+def _queries(head: Head, block: _Block, spec: AttentionSpec, policy: Policy) -> jax.Array:
+    query_RD = _rows(head.query, block)
+    return query_RD * spec.scale if _scales_queries(policy) else query_RD
+
+
+def _scores(
+    query_RD: jax.Array, head: Head, block: _Block, keys: _Keys, spec: AttentionSpec, policy: Policy
+) -> tuple[jax.Array, jax.Array | None]:
     """Scores (R, T) in the statistics dtype, masked; and the slope of their soft cap, if there is one."""
-    scores_RT = _product(_rows(head.query, block), head.key[block.first : block.last], 1, policy) * spec.scale
+    scores_RT = _product(query_RD, head.key[keys.first : keys.last], 1, policy)
+    if not _scales_queries(policy):
+        scores_RT = scores_RT * spec.scale
     slope_RT = None
     if spec.softcap is not None:
         capped_RT = jnp.tanh(scores_RT / spec.softcap)
         scores_RT, slope_RT = capped_RT * spec.softcap, 1 - capped_RT * capped_RT
-    queries, keys = slice(block.start, block.stop), slice(block.first, block.last)
-    index_S = jnp.arange(head.segments.shape[0], dtype=jnp.int32)
-    described = Visibility(index_S[queries], index_S[keys], head.segments[None, queries], head.segments[None, keys])
-    seen_1ST = visible(described, spec)
-    shape = (-1, *seen_1ST.shape[1:])
-    masked = jnp.where(seen_1ST, scores_RT.reshape(shape), np.finfo(policy.statistics).min)
-    return masked.reshape(scores_RT.shape), slope_RT
+    groups = head.query.shape[0]
+    described = Visibility(
+        jnp.asarray(np.tile(np.arange(block.start, block.stop, dtype=np.int32), groups)),
+        jnp.arange(keys.first, keys.last, dtype=jnp.int32),
+        jnp.tile(head.segments[None, block.start : block.stop], groups),
+        head.segments[None, keys.first : keys.last],
+    )
+    seen_RT = visible(described, spec if keys.cut else replace(spec, causal=False, window=None))[0]
+    return jnp.where(seen_RT, scores_RT, np.finfo(policy.statistics).min), slope_RT
+
+
+def _sum(parts: Iterable[jax.Array]) -> jax.Array:
+    """Without a zero to begin with, to which XLA would add."""
+    return reduce(jnp.add, parts)
 
 
 def _product(x: jax.Array, y: jax.Array, contracted: int, policy: Policy, rows: int = 1) -> jax.Array:
