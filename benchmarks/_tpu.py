@@ -33,6 +33,8 @@ class Row:
 def run(description: str | None, rows: Sequence[Row], judge: Callable[[Row, Study], dict[str, Any]]) -> None:
     """Compile the rows that the command line names (all by default), print each, and keep results in its `--json` file.
 
+    Rows with the same step are compiled once; the others say whose compile it was (`compiled_as`).
+
     judge: what to keep of a study beside its report.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -44,20 +46,24 @@ def run(description: str | None, rows: Sequence[Row], judge: Callable[[Row, Stud
     arguments = parser.parse_args()
     if arguments.libtpu is not None:
         os.environ["TPU_LIBRARY_PATH"] = str(arguments.libtpu)
-    found = _earlier(arguments.json)
+    found, compiled = _earlier(arguments.json), dict[tuple[Any, ...], tuple[str, Study]]()
     for row in rows:
         if arguments.only and row.name not in arguments.only:
             continue
-        config = load_run(CONFIGS / row.config, (*row.overrides, *arguments.set)).config
-        keep = None if arguments.keep is None else arguments.keep / row.name
-        result = study(config, parse_topology(row.topology), keep=keep)
-        print(f"== {row.name}")
+        step = (row.config, row.topology, row.overrides)
+        if step not in compiled:
+            config = load_run(CONFIGS / row.config, (*row.overrides, *arguments.set)).config
+            keep = None if arguments.keep is None else arguments.keep / row.name
+            compiled[step] = row.name, study(config, parse_topology(row.topology), keep=keep)
+        compiled_as, result = compiled[step]
+        print(f"== {row.name}" + (f", the step of {compiled_as}" if compiled_as != row.name else ""))
         print("\n".join(lines(result)), flush=True)
         judged = judge(row, result)
         print(
             "  ".join(f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}" for key, value in judged.items())
         )
         settings = {"config": row.config, "overrides": [*row.overrides, *arguments.set], "libtpu": _libtpu(arguments.libtpu)}
+        settings |= {"compiled_as": compiled_as} if compiled_as != row.name else {}
         found[row.name] = {**settings, "reference": dict(row.reference), **judged, "study": result.to_json()}
         write(arguments.json, found)
 

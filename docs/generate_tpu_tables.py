@@ -76,12 +76,14 @@ def _published(rows: Rows) -> Iterator[str]:
     for name, row in rows.items():
         study = row["study"]
         yield _line(
-            f"`{name}`: {_mesh(study)}, {_work(study)}",
+            f"`{name}`: {_mesh(study)}, {_work(study)}" if study["fits"] else f"`{name}`: {_asked(row)}",
             f"{row['published']:,}",
-            f"{row['predicted']:,.0f}, {row['ratio']:.2f}",
-            f"{_gib(study['needed_bytes'])} of {_gib(study['capacity_bytes'])} GiB",
+            f"{row['predicted']:,.0f}, {row['ratio']:.2f}" if study["fits"] else "does not fit",
+            _needed(study),
         )
 
+
+_SETTINGS = ("parallel.", "training.", "jax.")
 
 _TABLES: Mapping[str, Callable[[Rows], Iterator[str]]] = {
     "tpu_full_size": _full_size,
@@ -96,6 +98,18 @@ def _line(*cells: str) -> str:
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:.1f}"
+
+
+def _needed(study: Mapping[str, Any]) -> str:
+    """What a device needs of what it has; the compiler does not always say how much is too much."""
+    needed = "more" if study["needed_bytes"] is None else _gib(study["needed_bytes"])
+    return f"{needed} {'of' if needed != 'more' else 'than'} {_gib(study['capacity_bytes'])} GiB"
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    """The settings of a step that was not compiled to the end."""
+    asked = ", ".join(f"`{each}`" for each in row["overrides"] if each.startswith(_SETTINGS))
+    return f"{row['study']['chips']} chips, {asked}"
 
 
 def _mesh(study: Mapping[str, Any]) -> str:

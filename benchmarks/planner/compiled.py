@@ -19,7 +19,7 @@ def compiled_rows() -> Iterator[dict[str, Any]]:
         path = RESULTS / f"{file}.json"
         results = json.loads(path.read_text())["results"] if path.exists() else {}
         for name, row in results.items():
-            if isinstance(row, dict) and (_CONFIGS / str(row.get("config"))).is_file() and row["study"]["needed_bytes"]:
+            if isinstance(row, dict) and (_CONFIGS / str(row.get("config"))).is_file() and row["study"]["fits"]:
                 yield {
                     "name": f"{name}, {_mesh(row['study'])}",
                     "where": row["study"]["topology"],

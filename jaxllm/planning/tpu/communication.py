@@ -57,6 +57,12 @@ class Schedule:
         self._free[what.queue] = end
         self._begun[name] = (end, what)
 
+    def rename(self, old: str, new: str) -> bool:
+        """What was begun as `old` is waited for as `new`; whether there is such a thing."""
+        if old in self._begun:
+            self._begun[new] = self._begun.pop(old)
+        return new in self._begun
+
     def wait(self, name: str) -> tuple[Communication, float] | None:
         """The core waits for what was begun under `name`; for how long."""
         if name not in self._begun:

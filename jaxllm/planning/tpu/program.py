@@ -33,6 +33,7 @@ HOST = 5
 
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_CALLED = re.compile(r"called_computations=\{%?([\w.\-]+)")
 _BOUNDARY = re.compile(r"-(start|done|update)$")
 
 
@@ -194,8 +195,11 @@ class _Walk:
             if not each.opcode.endswith("-start"):
                 self._finish(schedule.wait(each.name))
             return 0.0
-        if each.opcode == "copy-start":
-            self._copy(each, times, schedule)
+        if each.opcode in ("copy-start", "async-update"):
+            if each.opcode == "copy-start":
+                self._copy(each, times, schedule)
+            else:
+                self._update(each, body, times, schedule)
             return 0.0
         if each.opcode == "custom-call":
             return self._custom_call(each, body, times)
@@ -241,22 +245,36 @@ class _Walk:
         if called is None or called not in self._module.computations:
             return 0.0
         inner = self._module.computations[called]
-        collective = self._collective_in(called)
-        if each.opcode == "async-start" and collective is not None:
-            base = _BOUNDARY.sub("", collective.opcode)
-            schedule.begin(each.name, self._collective(collective, each, base, times))
+        if each.opcode == "async-start" and self._collective_in(called) is not None:
+            if each.operands:
+                self._begin_called(each.name, each, times, schedule)
             return 0.0
         if "async_execution_thread" in each.attributes:
             self._threaded_copy(each, inner, times, schedule)
             return 0.0
         return self.computation(called, times)
 
+    def _begin_called(self, name: str, start: Instruction, times: int, schedule: Schedule) -> None:
+        """The collective that an `async-start` calls begins, under `name`."""
+        collective = self._collective_in(str(start.attribute("calls")))
+        if collective is not None:
+            base = _BOUNDARY.sub("", collective.opcode)
+            schedule.begin(name, self._collective(collective, start, base, times))
+
+    def _update(self, each: Instruction, body: Computation, times: int, schedule: Schedule) -> None:
+        """A SparseCore is started early, without operands, and gets them by an `async-update`: only then can it work."""
+        start = body.get(each.operands[0]) if each.operands else None
+        if start is None or schedule.rename(start.name, each.name):
+            return
+        if start.opcode == "async-start":
+            self._begin_called(each.name, start, times, schedule)
+
     def _collective_in(self, computation: str) -> Instruction | None:
         """The collective that a called computation is for, however deep its calls; None if it is for something else."""
         for one in self._module.computations.get(computation, {}).values():
             if _BOUNDARY.sub("", one.opcode) in COLLECTIVES:
                 return one
-            deeper = one.attribute("calls") or one.attribute("to_apply") if one.opcode in ("call", "fusion") else None
+            deeper = _called(one)
             found = self._collective_in(deeper) if deeper else None
             if found is not None:
                 return found
@@ -334,6 +352,14 @@ class _Walk:
                 schedule.clock += cycles or 0
                 self._finish(schedule.wait(each.name))
                 schedule.clock -= cycles or 0
+
+
+def _called(each: Instruction) -> str | None:
+    """The computation that a call, a fusion or a custom call runs."""
+    if each.opcode in ("call", "fusion"):
+        return each.attribute("calls") or each.attribute("to_apply")
+    match = _CALLED.search(each.attributes) if each.opcode == "custom-call" else None
+    return match.group(1) if match else None
 
 
 def _payload(each: Instruction, base: str, members: int) -> float:

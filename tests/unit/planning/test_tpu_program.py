@@ -202,6 +202,46 @@ def test_a_collective_on_another_core_is_found_through_its_calls():
     assert (found.kind, found.axes, found.exposed) == ("all-gather", "fsdp", 600.0)
 
 
+def test_a_sparse_core_begins_when_it_gets_its_operands():
+    """It is started early and without any; `async-update` hands them over, `async-done` waits for that."""
+    program = program_of(
+        f"""  %p = f32[8]{{0}} parameter(0)
+  %s = ((), (), (s32[8]{{0}})) async-start(), async_execution_thread="sparsecore", calls=%outer
+  %y = f32[8]{{0}} negate(%p), {cycles(5000)}
+  %u = ((f32[8]{{0}}), f32[32]{{0}}, (s32[8]{{0}})) async-update(%s, %y)
+  %z = f32[8]{{0}} negate(%y), {cycles(400)}
+  ROOT %d = f32[32]{{0}} async-done(%u)""",
+        """
+%inner (q: f32[8]) -> f32[32] {
+  %q = f32[8]{0} parameter(0)
+  ROOT %g = f32[32]{0} all-gather(%q), replica_groups={{0,2,4,6},{1,3,5,7}}, dimensions={0}
+}
+%outer (o: f32[8]) -> f32[32] {
+  %o = f32[8]{0} parameter(0)
+  ROOT %c = f32[32]{0} custom-call(%o), custom_call_target="name", called_computations={%inner}
+}""",
+    )
+    (found,) = program.collectives
+    assert (found.kind, found.axes, found.size, found.exposed) == ("all-gather", "fsdp", 128, 600.0)
+
+
+def test_an_update_of_what_runs_already_is_waited_for_under_its_name():
+    program = program_of(
+        f"""  %p = f32[8]{{0}} parameter(0)
+  %s = ((f32[8]{{0}}), f32[32]{{0}}) async-start(%p), async_execution_thread="sparsecore", calls=%inner
+  %y = f32[8]{{0}} negate(%p), {cycles(300)}
+  %u = ((f32[8]{{0}}), f32[32]{{0}}) async-update(%s)
+  %z = f32[8]{{0}} negate(%y), {cycles(300)}
+  ROOT %d = f32[32]{{0}} async-done(%u)""",
+        """
+%inner (q: f32[8]) -> f32[32] {
+  %q = f32[8]{0} parameter(0)
+  ROOT %g = f32[32]{0} all-gather(%q), replica_groups={{0,2,4,6},{1,3,5,7}}, dimensions={0}
+}""",
+    )
+    assert [each.exposed for each in program.collectives] == [400.0]
+
+
 def test_a_reduction_that_is_cut_up_in_its_fusion_is_a_reduce_scatter():
     program = program_of(
         """  %p = f32[32]{0} parameter(0)
