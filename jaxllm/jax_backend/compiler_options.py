@@ -10,6 +10,7 @@
 | xla_tpu_scoped_vmem_limit_kib | v5e, v5p, v6e | vector memory that one fusion or kernel may take (default: 16 MiB; v4 has no more). With it an MLP's products, forward and backward, fill 0.96 of the matrix units on v5p instead of 0.76, 0.95 instead of 0.77 on v5e; still more of it makes 2 % at most, and compiling twice as slow |
 | xla_disable_hlo_passes=while-loop-all-reduce-code-motion | all, with fsdp | that pass moves sums of gradients out of the loop over micro-batches, which makes gradients whole that should stay in shards; it fails on a loss in chunks there, and gets an embedding's gradient wrong (https://github.com/openxla/xla/issues/49143) |
 | xla_gpu_enable_latency_hiding_scheduler | GPUs, with several | starts collectives early and waits late, with products between (https://docs.jax.dev/en/latest/gpu_performance_tips.html); NVIDIA's own images for JAX set it, too. No GPU was at hand to measure others |
+| xla_cpu_use_fusion_emitters=false | CPUs, with several devices | meshes of a CPU's virtual devices are for trying: XLA's older emitters compile a step in 0.6 of the time, and a mixture of experts over `expert` needs 0.8 of the memory; loops of one device's step are slower by them (benchmarks/LOG.md). jaxlib 0.12 has them no more, and then the option is left out |
 
 They are given with the step itself (`jax.jit(compiler_options=...)`), so that a trial compile and a run on the real chips have the
 same ones, and no environment variable is needed.  Flags of the user's own in LIBTPU_INIT_ARGS hold beside them.
@@ -49,6 +50,7 @@ OPTIONS: Mapping[str, Options] = {
     "TPU v6 lite": {**_EVERYWHERE, **_SPARSE_CORES, "xla_tpu_scoped_vmem_limit_kib": "98304"},
     "TPU7x": _EVERYWHERE,
     "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True},
+    "cpu": {"xla_cpu_use_fusion_emitters": False},
 }
 
 
@@ -60,7 +62,7 @@ def compiler_options(mesh: Mesh) -> dict[str, bool | str] | None:
     """For `jax.jit` on that mesh; None for devices that the table does not have."""
     device = mesh.devices.flat[0]
     found = OPTIONS.get(device.device_kind, OPTIONS.get(device.platform))
-    if found is None or (device.platform == "gpu" and mesh.size == 1):
+    if found is None or (device.platform != "tpu" and mesh.size == 1):
         return None
     if device.platform == "tpu":
         return {**found, **(_SHARDED if mesh.shape["fsdp"] > 1 else {})}
