@@ -24,13 +24,23 @@ _NAME = "jaxllm_documents"  # under which transformers finds it
 class DocumentAttention:
     """An attention function of transformers that goes from document to document where it is told of them.
 
-    kernel: transformers' name of the attention inside.  documents: of the rows of the next pass; None: it is given a mask, or
-    every row is one document.
+    kernel: transformers' name of the attention inside.
     """
 
     def __init__(self, kernel: str) -> None:
         self.kernel = kernel
-        self.documents: Documents | None = None
+        self._documents: Documents | None = None
+
+    def tell(self, documents: Documents | None) -> None:
+        """Of the rows of the next pass.  None: transformers makes a mask, or is given one."""
+        self._documents = documents
+
+    def mask(self, *arguments: Any, **options: Any) -> torch.Tensor | None:
+        """What transformers asks for the mask of a pass that has none, with the arguments of its `sdpa_mask`."""
+        from transformers.masking_utils import sdpa_mask
+
+        found: torch.Tensor | None = sdpa_mask(*arguments, **options) if self._documents is None else None
+        return found
 
     def __call__(
         self,
@@ -43,9 +53,9 @@ class DocumentAttention:
     ) -> tuple[torch.Tensor, None]:
         """Mixed values (B, S, H, D), and no attention weights."""
         attend = _function(self.kernel, module)
-        if mask is not None or self.documents is None:
+        if mask is not None or self._documents is None or self._documents.whole:
             return attend(module, query_BHSD, key_BHSD, value_BHSD, mask, **options)[0], None
-        lengths = self.documents.lengths
+        lengths = self._documents.lengths
         rows = (_one_row(heads) for heads in (query_BHSD, key_BHSD, value_BHSD))
         parts = zip(*(torch.split(row, lengths, dim=2) for row in rows), strict=True)
         mixed_1NHD = torch.cat([attend(module, *part, None, **options)[0] for part in parts], dim=1)
@@ -71,6 +81,9 @@ _BY_NAME = {_NAME: _ATTENTION}
 
 def attend_by_documents(model: Any) -> None:
     """Let a transformers.PreTrainedModel with the kernel `sdpa` go from document to document."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, _ATTENTION.mask)
     install(model, _NAME, _ATTENTION, _ATTENTION)
 
 
@@ -84,10 +97,10 @@ def install(model: Any, name: str, function: Callable[..., Any], attention: Docu
 
 
 def set_documents(model: Any, documents: Documents | None) -> None:
-    """Tell a model where the documents of its next rows lie; None: it is given a mask, or each row is one document."""
+    """Tell a model where the documents of its next rows lie; None: it goes by a mask."""
     attention = _BY_NAME.get(model.config._attn_implementation)  # noqa: SLF001 - no public name
     if attention is not None:
-        attention.documents = documents
+        attention.tell(documents)
 
 
 def kernel_of(model: Any) -> str:

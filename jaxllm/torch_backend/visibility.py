@@ -34,8 +34,8 @@ def attention_implementation(model: Model, wanted: str) -> str:
 class SequenceHook:
     """A forward pre-hook that turns the mask of a batch into what the model of a family expects.
 
-    It is given (B, 1, Q, K) masks, true or 0 where a query sees a key, over whole rows, or the `Documents` that stand for one;
-    without a mask it does nothing.
+    It is given (B, 1, Q, K) masks, true or 0 where a query sees a key, over whole rows, or the `Documents` that stand for one.
+    Without either, transformers makes its own mask.
     """
 
     def __init__(self, model: Model) -> None:
@@ -51,11 +51,12 @@ class SequenceHook:
         told = kwargs.get("attention_mask")
         if isinstance(told, Documents):
             fix_rope_length(module, told.length)
-            set_documents(module, None if told.whole else told)
+            set_documents(module, told)
             kwargs = {**kwargs, "attention_mask": None}
-        elif isinstance(told, torch.Tensor):
+            return args, kwargs
+        set_documents(module, None)
+        if isinstance(told, torch.Tensor):
             fix_rope_length(module, told.shape[-1])
-            set_documents(module, None)
             kwargs = {**kwargs, "attention_mask": self._seen(module, told)}
         return args, kwargs
 

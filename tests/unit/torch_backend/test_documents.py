@@ -76,7 +76,7 @@ def test_attention_from_document_to_document_is_attention_with_the_mask() -> Non
     weights = torch.randn(2, 7, 4, 4, dtype=torch.float64, generator=generator)
     found = []
     for documents in (None, Documents.of(segments)):
-        attention.documents = documents
+        attention.tell(documents)
         leaves = [tensor.clone().requires_grad_() for tensor in given]
         mask = packed_mask(torch.from_numpy(segments), "sdpa", torch.float64) if documents is None else None
         mixed = attention(module, *leaves, mask)[0]
@@ -117,6 +117,8 @@ def test_a_model_by_documents_is_the_model_with_the_mask(family: str, packed: bo
             torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
             masked = module(input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=False).logits
             torch.testing.assert_close(masked, expected, rtol=0, atol=0)
+            again = module(input_ids=tokens[:1, :2], use_cache=False).logits
+            torch.testing.assert_close(again, expected[:1, :2], rtol=1e-11, atol=1e-12)
             with plain_attention(module):
                 alone = module(input_ids=tokens[:1, :2], use_cache=False).logits
             torch.testing.assert_close(alone, expected[:1, :2], rtol=1e-11, atol=1e-12)
