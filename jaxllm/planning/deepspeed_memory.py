@@ -104,10 +104,11 @@ def deepspeed_memory(model: Model, setting: Setting, *, cuda: bool = True) -> Me
 def _logits_bytes(spec: ModelSpec, setting: Setting) -> float:
     """The log-softmax, its gradient and the loss's, in float32; the logits themselves have gone by then.
 
-    A chunk's gradient is written over its logits; beside them are their exponentials, of which the softmax's totals are made.
+    A chunk's exponentials and gradient are written over its logits, and copied in bf16 for the products.
     """
     chunk = setting.chunk(spec)
-    copies, rows = (3.0, setting.tokens) if chunk is None else (2.0, chunk)
+    in_chunk = 1.0 if setting.compute_bytes == 4 else 1.5
+    copies, rows = (3.0, setting.tokens) if chunk is None else (in_chunk, chunk)
     if spec.head.kind == "sequence-classification":
         rows = setting.micro_batch
     return copies * 4.0 * rows * spec.outputs
@@ -207,7 +208,7 @@ def _reduction(
     at_once = 4.0 * min(sizes.parameters, FLAT_REDUCTION if stage < 2 and not sizes.bucket else LARGEST_BUCKET)
     part = sizes.gradients / _shards(setting)
     if stage == 0:
-        gradients, buffers = sizes.gradients, at_once
+        gradients, buffers = sizes.gradients, at_once if _shards(setting) > 1 else 0.0
     elif stage == 1 and bf16:
         gradients, buffers = gradients + sizes.model, at_once
     elif stage == 3:

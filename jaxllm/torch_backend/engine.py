@@ -210,6 +210,9 @@ class DeepSpeedEngine:
             warnings.simplefilter("ignore", DeprecationWarning)
             initialized = deepspeed.initialize(model=trained, optimizer=optimizer, config=settings, dist_init_required=False)
         self._engine = initialized[0]
+        if self._stage == 0 and mesh.replicas == 1:
+            # Alone, it would copy all gradients into one tensor, add nothing to them and copy them back.
+            self._engine.enable_backward_allreduce = False
         if config.deepspeed.torch_compile:
             (self._engine if self._masters is None else model).compile()
         store = self._make_store(mesh)
