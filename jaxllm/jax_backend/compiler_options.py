@@ -6,7 +6,9 @@
 | xla_jf_spmd_threshold_for_windowed_einsum_mib | all | size from which a product with a sharded operand is cut into pieces that go round the ring; the pieces fill half of the matrix units, so: never |
 | xla_tpu_enable_async_collective_fusion, ..._fuse_all_gather, ..._multiple_steps | v5e | runs collectives in pieces inside the products around them; newer compilers refuse it elsewhere, because results may be wrong |
 | xla_tpu_overlap_compute_collective_tc | v5e | lets the TensorCore compute while it drives a collective |
-| xla_tpu_enable_sparse_core_collective_offload_all_gather, ..._2d_all_gather, ..._3d_all_gather, ..._all_reduce, ..._reduce_scatter, ..._nd_reduce_scatter | v5p, v6e | SparseCores move the data of collectives beside the TensorCores' work, and sums of gradients over several dimensions of the torus stay reduce-scatters instead of becoming all-reduces of twice the bytes. Without it every collective there is synchronous: Llama 3 8B on v6e:4x4 waits 320 of 3,360 ms, with it 21 of 3,066. tpu7x does so by itself; v5e has no such cores. MaxText publishes such switches (https://github.com/AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py); none of this has run on a chip, and on a v5p what docs/tpu_compile.md names is to be measured first |
+| xla_tpu_enable_sparse_core_collective_offload_all_gather, ..._2d_all_gather, ..._3d_all_gather, ..._all_reduce, ..._reduce_scatter, ..._nd_reduce_scatter | v5p, v6e | SparseCores move the data of collectives beside the TensorCores' work, and sums of gradients over several dimensions of the torus stay reduce-scatters instead of becoming all-reduces of twice the bytes. Without it every collective there is synchronous: Llama 3 8B on v6e:4x4 waits 320 of 3,360 ms, with it 21 of 3,066. tpu7x does so by itself; v5e has no such cores. Why they are set, v5p included: docs/tpu_compile.md |
+| xla_tpu_use_tc_device_shape_on_sc, xla_sc_disable_megacore_partitioning | v5p, v6e | where the SparseCores' programs run: MaxText sets both wherever it moves collectives to SparseCores, also for its 32B run on v5p (https://github.com/AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py, src/maxtext/configs/tpu/v5p/32b.sh) |
+| xla_tpu_prefer_async_allgather_to_allreduce | v5p, v6e | weights that a compiler would gather by writing zeros around each shard and adding them up are gathered: half the bytes, and nothing to write. Llama 3 70B over fsdp 128 on v5p:4x4x8 has 1,123 all-gathers instead of as many all-reduces, takes 24.8 instead of 25.7 s a step and 34.4 instead of 37.9 GiB |
 | xla_tpu_scoped_vmem_limit_kib | v5e, v5p, v6e | vector memory that one fusion or kernel may take (default: 16 MiB; v4 has no more). With it an MLP's products, forward and backward, fill 0.96 of the matrix units on v5p instead of 0.76, 0.95 instead of 0.77 on v5e; still more of it makes 2 % at most, and compiling twice as slow |
 | xla_disable_hlo_passes=while-loop-all-reduce-code-motion | all, with fsdp | that pass moves sums of gradients out of the loop over micro-batches, which makes gradients whole that should stay in shards; it fails on a loss in chunks there, and gets an embedding's gradient wrong (https://github.com/openxla/xla/issues/49143) |
 | xla_gpu_enable_latency_hiding_scheduler | GPUs, with several | starts collectives early and waits late, with products between (https://docs.jax.dev/en/latest/gpu_performance_tips.html); NVIDIA's own images for JAX set it, too. No GPU was at hand to measure others |
@@ -37,9 +39,12 @@ _FUSED: Options = {
     "xla_tpu_overlap_compute_collective_tc": True,
 }
 
+_OFFLOADED = ("all_gather", "2d_all_gather", "3d_all_gather", "all_reduce", "reduce_scatter", "nd_reduce_scatter")
 _SPARSE_CORES: Options = {
-    f"xla_tpu_enable_sparse_core_collective_offload_{kind}": True
-    for kind in ("all_gather", "2d_all_gather", "3d_all_gather", "all_reduce", "reduce_scatter", "nd_reduce_scatter")
+    **{f"xla_tpu_enable_sparse_core_collective_offload_{kind}": True for kind in _OFFLOADED},
+    "xla_tpu_use_tc_device_shape_on_sc": True,
+    "xla_sc_disable_megacore_partitioning": True,
+    "xla_tpu_prefer_async_allgather_to_allreduce": True,
 }
 
 # By what JAX calls the device, or its platform.

@@ -16,6 +16,7 @@ from typing import Any
 
 from jaxllm.config import RunConfig
 from jaxllm.errors import ConfigError, JaxllmError
+from jaxllm.huge_pages import with_huge_pages
 from jaxllm.planning.tpu.hlo import parse
 from jaxllm.planning.tpu.memory import MemoryDivision, divide
 from jaxllm.planning.tpu.topology import Topology
@@ -97,7 +98,7 @@ def _ask(config: RunConfig, topology: Topology, vocab_size: int | None, folder: 
     request.write_text(json.dumps(asked))
     command = [sys.executable, "-m", "jaxllm.jax_backend.compile_worker", str(request), str(answer)]
     done = subprocess.run(
-        command, env=_environment(folder, flags), capture_output=True, text=True, errors="replace", check=False
+        command, env=worker_environment(folder, flags), capture_output=True, text=True, errors="replace", check=False
     )
     if done.returncode != 0 or not answer.exists():
         raise JaxllmError(f"the compiler for {topology} failed: {_last_words(done)}")
@@ -105,12 +106,12 @@ def _ask(config: RunConfig, topology: Topology, vocab_size: int | None, folder: 
     return found
 
 
-def _environment(folder: Path, flags: Sequence[str]) -> dict[str, str]:
-    """For a worker: JAX on the CPU, libtpu not looking for a TPU, the program dumped into `folder`."""
+def worker_environment(folder: Path, flags: Sequence[str]) -> dict[str, str]:
+    """For a worker: JAX on the CPU, libtpu not looking for a TPU, malloc in huge pages, the program dumped into `folder`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TPU_", "XLA_", "JAX_", "LIBTPU_"))}
     library = os.environ.get("TPU_LIBRARY_PATH")
     return {
-        **kept,
+        **(with_huge_pages(kept) or kept),
         **({"TPU_LIBRARY_PATH": library} if library else {}),
         "JAX_PLATFORMS": "cpu",
         "TPU_WORKER_HOSTNAMES": "localhost",

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from jaxllm.cli.start import huge_page_environment
+from jaxllm.huge_pages import with_huge_pages
+from jaxllm.planning.tpu import compiler
 
 
 @pytest.fixture
@@ -43,6 +45,17 @@ def test_nor_where_the_kernel_always_or_never_gives_them(setting: str | None, tm
 
 def test_the_user_has_the_last_word(on_request: Path) -> None:
     assert huge_page_environment(["train"], {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, on_request) is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is of glibc")
+def test_the_compiler_for_tpus_asks_whatever_the_verb(
+    on_request: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(compiler, "with_huge_pages", lambda environment: with_huge_pages(environment, on_request))
+    assert compiler.worker_environment(tmp_path, [])["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    assert compiler.worker_environment(tmp_path, [])["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=0"
 
 
 def test_a_process_that_began_again_does_what_it_was_told() -> None:
