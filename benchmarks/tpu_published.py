@@ -28,7 +28,7 @@ AUTORESEARCH = (
     "https://github.com/vlasenkoalexey/tpu_performance_autoresearch_wiki/blob/main/wiki/experiments/"
     "llama3_8B_autoresearch_optimization/jax/experiments/2026-04-26-jax-exp27-28-sparsecore-rs-ag-offload-frontier.md"
 )
-HOST = "jax.remat=[layer_input@host]"
+HOST, FULL = "jax.remat=[layer_input@host]", "jax.remat=full"
 
 
 def _pure_fsdp(chips: int, rows: int) -> tuple[str, ...]:
@@ -41,16 +41,17 @@ def _published(tokens: float, source: str) -> dict[str, Any]:
 
 
 ROWS = (
-    Row("llama3-8b-v6e-8", "llama3-8b.yaml", "v6e:2x4", (*_pure_fsdp(8, 4), "jax.remat=full"), _published(7700, AUTORESEARCH)),
+    Row("llama3-8b-v6e-8", "llama3-8b.yaml", "v6e:2x4", (*_pure_fsdp(8, 4), FULL), _published(7700, AUTORESEARCH)),
     Row("mistral-7b-v6e-8", "mistral-7b.yaml", "v6e:2x4", ("model.sliding_window=null", *_pure_fsdp(8, 6), HOST),
         _published(7777, f"{RECIPES}/Mistral-7B-MaxText")),
     Row("llama3.1-8b-v6e-256", "llama3-8b.yaml", "v6e:16x16", _pure_fsdp(256, 4),
         _published(7207, f"{RECIPES}/Llama3.1-8B-MaxText/v6e-256")),
     Row("llama3.1-70b-v6e-256", "llama3-70b.yaml", "v6e:16x16", (*_pure_fsdp(256, 5), HOST),
         _published(960, f"{RECIPES}/Llama3.1-70B-MaxText/v6e-256")),
-    Row("llama2-70b-v6e-256", "llama3-70b.yaml", "v6e:16x16", (*LLAMA2_70B, *_pure_fsdp(256, 2)),
+    Row("llama2-70b-v6e-256", "llama3-70b.yaml", "v6e:16x16", (*LLAMA2_70B, *_pure_fsdp(256, 2), FULL),
         _published(905, f"{RECIPES}/Llama2-70B-MaxText")),
-    Row("llama2-70b-v5p-256", "llama3-70b.yaml", "v5p:4x8x8", (*LLAMA2_70B, *_pure_fsdp(256, 4)), _published(692, TIERING)),
+    Row("llama2-70b-v5p-256", "llama3-70b.yaml", "v5p:4x8x8", (*LLAMA2_70B, *_pure_fsdp(256, 4), FULL),
+        _published(692, TIERING)),
     Row("llama3.1-405b-v6e-256", "llama3-405b.yaml", "v6e:16x16",
         ("parallel.fsdp=64", "parallel.tensor=4", "training.micro_batch=4", "training.global_batch=256", HOST),
         _published(123, TIERING)),

@@ -1,8 +1,8 @@
 """Memory from malloc in huge pages: for processes that take hundreds of MiB at a time and give them back.
 
 XLA takes the temporaries of a step on a CPU that way: in pages of 4 KiB every step spends a sixth of its time in page faults
-(benchmarks/LOG.md).  The compiler for TPUs keeps its code in many small pieces and is a twelfth faster.  glibc reads the
-setting when a process starts.
+(benchmarks/LOG.md).  The compiler for TPUs keeps its code in many small pieces of memory.  glibc reads the setting when a
+process starts.
 """
 
 from __future__ import annotations
