@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxllm.jax_backend.model.runtime import Runtime
-from jaxllm.jax_backend.precision import Policy
+from jaxllm.jax_backend.products import product, transposed, transposed_sums
 
 
 class Tokens(NamedTuple):
@@ -138,9 +138,8 @@ def _gradients_on_device(chunked: Chunked, tokens: Tokens, head: Head) -> tuple[
         loss, gradient_CV = _chunk(chunked, chunk, head)
         to_bias_V = None if to_bias_V is None else to_bias_V + jnp.sum(gradient_CV, axis=0)
         gradient_CV = gradient_CV.astype(policy.compute)
-        to_hidden_CE = _product(gradient_CV, head.weight, 1, vocab, policy).astype(policy.compute)
-        factors = (gradient_CV, chunk.hidden) if vocab == 0 else (chunk.hidden, gradient_CV)
-        to_weight += _product(*factors, 0, 0, policy)
+        to_hidden_CE = product(gradient_CV, head.weight, 1, vocab, policy).astype(policy.compute)
+        to_weight += _to_weight(chunked, chunk.hidden, gradient_CV)
         return (total + loss, Head(to_weight, to_bias_V)), to_hidden_CE
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, statistics), head)
@@ -213,22 +212,22 @@ def _chunk(chunked: Chunked, chunk: Tokens, head: Head) -> tuple[jax.Array, jax.
     return loss, gradient_CV if slope_CV is None else gradient_CV * slope_CV
 
 
+def _to_weight(chunked: Chunked, hidden_CE: jax.Array, gradient_CV: jax.Array) -> jax.Array:
+    """What the chunk adds to the gradient of the head's weight."""
+    policy, vocab_first = chunked.runtime.policy, chunked.axes[0] == "vocab"
+    if chunked.runtime.layout.platform == "cpu" and chunked.runtime.layout.mesh.size == 1:
+        sums_EV = product(transposed(hidden_CE), gradient_CV, 1, 0, policy)
+        return transposed_sums(sums_EV) if vocab_first else sums_EV
+    return product(*((gradient_CV, hidden_CE) if vocab_first else (hidden_CE, gradient_CV)), 0, 0, policy)
+
+
 def _logits(chunked: Chunked, hidden_CE: jax.Array, head: Head) -> tuple[jax.Array, jax.Array | None]:
     """Logits (C, V) in the statistics dtype, and the slope of what caps them."""
     policy, cap = chunked.runtime.policy, chunked.softcap
-    logits_CV = _product(hidden_CE, head.weight, 1, chunked.axes.index("embed"), policy).astype(policy.compute)
+    logits_CV = product(hidden_CE, head.weight, 1, chunked.axes.index("embed"), policy).astype(policy.compute)
     if head.bias is not None:
         logits_CV = logits_CV + head.bias
     if cap is None:
         return logits_CV.astype(policy.statistics), None
     logits_CV = (jnp.tanh(logits_CV / cap) * cap).astype(policy.statistics)
     return logits_CV, 1.0 - jnp.square(logits_CV / cap)
-
-
-def _product(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int, policy: Policy) -> jax.Array:
-    """Two matrices, contracted along an axis of each; the sums in the statistics dtype."""
-    axes = (((left_axis,), (right_axis,)), ((), ()))
-    product: jax.Array = jax.lax.dot_general(
-        left, right, axes, precision=policy.matmul, preferred_element_type=policy.statistics
-    )
-    return product

@@ -34,7 +34,7 @@ def _chunk_tokens(model: Transformer, x_BSE: jax.Array) -> int | None:
     if spec.head.kind not in ("causal-lm", "masked-lm"):
         return None
     tokens = x_BSE.shape[0] * x_BSE.shape[1] // layout.size("batch", "sequence")
-    tpu = layout.mesh.devices.flat[0].platform == "tpu"
+    tpu = layout.platform == "tpu"
     vocabulary = -(-spec.vocab_size // layout.size("vocab"))
     return chunk_tokens(model.runtime.loss_chunk, tokens, vocabulary, hidden=spec.hidden_size, tpu=tpu)
 

@@ -59,6 +59,12 @@ class Layout:
         return zigzag(length, self.size("sequence"))
 
     @property
+    def platform(self) -> str:
+        """JAX's name of what kind its devices are: cpu, gpu or tpu."""
+        name: str = self.mesh.devices.flat[0].platform
+        return name
+
+    @property
     def whole(self) -> NamedSharding:
         """Every device holds everything."""
         return NamedSharding(self.mesh, PartitionSpec())

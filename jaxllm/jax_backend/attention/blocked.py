@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial, reduce
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from jaxllm.families.spec import AttentionSpec
 from jaxllm.jax_backend.attention.visibility import Visibility, visible
 from jaxllm.jax_backend.attention.xla import xla_attention
 from jaxllm.jax_backend.precision import Policy
+from jaxllm.jax_backend.products import product, transposed, transposed_sums
 from jaxllm.jax_backend.remat import ATTENTION_MIXED, named
 
 if TYPE_CHECKING:
@@ -30,6 +32,12 @@ if TYPE_CHECKING:
 
 SMALLEST_BLOCK, MOST_BLOCKS = 64, 16
 """Queries of a block: few, so that its scores stay in the cache; but blocks are unrolled, and many take long to compile."""
+
+MOST_KEYS = 1024
+"""Keys of one product, so that its scores are still in the cache when they are read."""
+
+MOST_SCORES = 2**21
+"""Of blocks that are worked on at once (8 MiB in float32, several times over)."""
 
 
 class Head(NamedTuple):
@@ -158,16 +166,18 @@ def _mix(head: Head, *, spec: AttentionSpec, policy: Policy) -> tuple[jax.Array,
     """The weighted values (G, S, D) in the compute dtype and the logsumexp of the scores (G, S) in the statistics dtype."""
     groups, length, head_dim = head.query.shape
     mixed, log_total = [], []
-    for block in _blocks(length, spec):
-        query_RD = _queries(head, block, spec, policy)
+    queue = _Queue(groups, length, spec)
+    for block in queue.blocks:
+        query_RD = queue.wait(_queries(head, block, spec, policy))
         scores = [_scores(query_RD, head, block, keys, spec, policy)[0] for keys in block.keys]
         largest_R1 = reduce(jnp.maximum, (jnp.max(scores_RT, axis=-1, keepdims=True) for scores_RT in scores))
         weights = [jnp.exp(scores_RT - largest_R1) for scores_RT in scores]
         total_R1 = _sum(jnp.sum(weights_RT, axis=-1, keepdims=True) for weights_RT in weights)
         summed_RD = _sum(
-            _product(weights_RT.astype(policy.compute), head.value[keys.first : keys.last], 0, policy)
+            product(weights_RT.astype(policy.compute), head.value[keys.first : keys.last], 1, 0, policy)
             for weights_RT, keys in zip(weights, block.keys, strict=True)
         )
+        queue.leave(summed_RD)
         mixed.append((summed_RD / total_R1).astype(policy.compute).reshape(groups, -1, head_dim))
         log_total.append((largest_R1 + jnp.log(total_R1)).reshape(groups, -1))
     return jnp.concatenate(mixed, axis=1), jnp.concatenate(log_total, axis=1)
@@ -181,30 +191,68 @@ def _pull(
     statistics = policy.statistics
     delta_GS = jnp.sum(gradient_GSD.astype(statistics) * mixed_GSD.astype(statistics), axis=-1)
     query_gradients = []
-    key_gradient, value_gradient = jnp.zeros(head.key.shape, statistics), jnp.zeros(head.value.shape, statistics)
-    for block in _blocks(length, spec):
-        query_RD, gradient_RD = _queries(head, block, spec, policy), _rows(gradient_GSD, block)
+    key_gradient_DS, value_gradient_DS = (jnp.zeros(x.shape[::-1], statistics) for x in (head.key, head.value))
+    queue = _Queue(groups, length, spec)
+    # The other kernel's products of float32 are as fast where they are small.
+    turned = transposed if queue.is_long or policy.compute != statistics else jnp.transpose
+    for block in queue.blocks:
+        query_RD, gradient_RD = queue.wait(_queries(head, block, spec, policy)), _rows(gradient_GSD, block)
         log_total_R1, delta_R1 = _rows(log_total_GS[..., None], block), _rows(delta_GS[..., None], block)
+        query_DR, gradient_DR = turned(query_RD), turned(gradient_RD)
         to_query = []
         for keys in block.keys:
             seen = slice(keys.first, keys.last)
             scores_RT, slope_RT = _scores(query_RD, head, block, keys, spec, policy)
             weights_RT = jnp.exp(scores_RT - log_total_R1)
-            pulled_RT = weights_RT * (_product(gradient_RD, head.value[seen], 1, policy) - delta_R1)
+            pulled_RT = weights_RT * (product(gradient_RD, head.value[seen], 1, 1, policy) - delta_R1)
             if slope_RT is not None:
                 pulled_RT = pulled_RT * slope_RT
             pulled_RT = pulled_RT.astype(policy.compute)
-            to_query.append(_product(pulled_RT, head.key[seen], 0, policy))
-            key_gradient = key_gradient.at[seen].add(_product(pulled_RT, query_RD, 0, policy, rows=0))
-            value_gradient = value_gradient.at[seen].add(
-                _product(weights_RT.astype(policy.compute), gradient_RD, 0, policy, rows=0)
-            )
+            to_query.append(product(pulled_RT, head.key[seen], 1, 0, policy))
+            to_key_DT = product(query_DR, pulled_RT, 1, 0, policy)
+            to_value_DT = product(gradient_DR, weights_RT.astype(policy.compute), 1, 0, policy)
+            key_gradient_DS = key_gradient_DS.at[:, seen].add(to_key_DT)
+            value_gradient_DS = value_gradient_DS.at[:, seen].add(to_value_DT)
+        queue.leave(to_key_DT, to_value_DT)
         query_gradients.append(_sum(to_query).reshape(groups, -1, head_dim))
     query_gradient = jnp.concatenate(query_gradients, axis=1) * spec.scale
     if not _scales_queries(policy):
-        key_gradient = key_gradient * spec.scale
-    gradients = query_gradient, key_gradient, value_gradient
+        key_gradient_DS = key_gradient_DS * spec.scale
+    gradients = query_gradient, transposed_sums(key_gradient_DS), transposed_sums(value_gradient_DS)
     return tuple(gradient.astype(policy.compute) for gradient in gradients)  # type: ignore[return-value]
+
+
+class _Queue:
+    """Blocks, of which few enough are worked on at once.
+
+    XLA computes all blocks' scores, then all blocks' weights, and so on, if it may: as long as those stay in the cache, that
+    keeps all its threads busy; of long rows they would go to memory and back with every step.
+
+    is_long: whether blocks wait for others at all.
+    """
+
+    def __init__(self, groups: int, length: int, spec: AttentionSpec) -> None:
+        self.blocks = tuple(_blocks(length, spec))
+        largest = max(
+            groups * (block.stop - block.start) * (block.keys[-1].last - block.keys[0].first) for block in self.blocks
+        )
+        self._at_once = max(1, MOST_SCORES // largest)
+        self._left: list[jax.Array] = []
+        self.is_long = self._at_once < len(self.blocks)
+
+    def wait(self, query_RD: jax.Array) -> jax.Array:
+        """The next block's queries, once an earlier block is done.
+
+        An optimisation barrier would say that, but XLA on a CPU takes barriers away before it orders operations.  A product
+        with zero it may not simplify: of an infinity it is NaN (then in all later blocks, of a loss that is lost anyway).
+        """
+        if len(self._left) < self._at_once:
+            return query_RD
+        return query_RD + 0 * self._left[-self._at_once].astype(query_RD.dtype)
+
+    def leave(self, *results: jax.Array) -> None:
+        """The block is done when these are there."""
+        self._left.append(_sum(result[:1, :1] for result in results))
 
 
 def _blocks(length: int, spec: AttentionSpec) -> Iterator[_Block]:
@@ -217,7 +265,14 @@ def _blocks(length: int, spec: AttentionSpec) -> Iterator[_Block]:
         # Every query of the block sees what is not before `whole`.
         whole = first if spec.window is None else min(max(first, stop - spec.window), diagonal)
         pieces = (_Keys(first, whole, True), _Keys(whole, diagonal, False), _Keys(diagonal, last, True))
-        yield _Block(start, stop, tuple(piece for piece in pieces if piece.last > piece.first))
+        yield _Block(start, stop, tuple(part for piece in pieces for part in _parts(piece)))
+
+
+def _parts(keys: _Keys) -> Iterator[_Keys]:
+    """In as few and equal parts as `MOST_KEYS` allows."""
+    count = -(-(keys.last - keys.first) // MOST_KEYS)
+    ends = [keys.first + (keys.last - keys.first) * part // max(count, 1) for part in range(count + 1)]
+    return (_Keys(first, last, keys.cut) for first, last in pairwise(ends))
 
 
 def _rows(x_GSD: jax.Array, block: _Block) -> jax.Array:
@@ -239,7 +294,7 @@ def _scores(
     query_RD: jax.Array, head: Head, block: _Block, keys: _Keys, spec: AttentionSpec, policy: Policy
 ) -> tuple[jax.Array, jax.Array | None]:
     """Scores (R, T) in the statistics dtype, masked; and the slope of their soft cap, if there is one."""
-    scores_RT = _product(query_RD, head.key[keys.first : keys.last], 1, policy)
+    scores_RT = product(query_RD, head.key[keys.first : keys.last], 1, 1, policy)
     if not _scales_queries(policy):
         scores_RT = scores_RT * spec.scale
     slope_RT = None
@@ -260,9 +315,3 @@ def _scores(
 def _sum(parts: Iterable[jax.Array]) -> jax.Array:
     """Without a zero to begin with, to which XLA would add."""
     return reduce(jnp.add, parts)
-
-
-def _product(x: jax.Array, y: jax.Array, contracted: int, policy: Policy, rows: int = 1) -> jax.Array:
-    """X y over axis `rows` of x and axis `contracted` of y, in the statistics dtype."""
-    dimensions: Any = (((rows,), (contracted,)), ((), ()))
-    return jax.lax.dot_general(x, y, dimensions, precision=policy.matmul, preferred_element_type=policy.statistics)

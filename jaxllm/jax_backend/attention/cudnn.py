@@ -31,7 +31,7 @@ def cudnn_attention(
     dropout_key: jax.Array | None,  # noqa: ARG001 - refused by check_cudnn
 ) -> jax.Array:
     """As `AttentionKernel`.  The kernel knows causal masks and windows; documents it gets as a drawn mask."""
-    on_gpu = runtime.layout.mesh.devices.flat[0].platform in ("gpu", "cuda")
+    on_gpu = runtime.layout.platform in ("gpu", "cuda")
     mixed: jax.Array = jax.nn.dot_product_attention(
         query_BSHD,
         key_BTKD,

@@ -178,7 +178,7 @@ class Experts(nnx.Module):
 
     def _gradient_tile(self, rows: int) -> int | None:
         """For `grouped_dot`: its kernel multiplies in bfloat16, and runs on TPUs."""
-        is_tpu = self.runtime.layout.mesh.devices.flat[0].platform == "tpu"
+        is_tpu = self.runtime.layout.platform == "tpu"
         return row_tile(rows, self.spec.count) if is_tpu and self.runtime.policy.compute == jnp.bfloat16 else None
 
 

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxllm.jax_backend.gathering import gathered, with_gathered
 from jaxllm.jax_backend.model.parameter import parameter
 from jaxllm.jax_backend.model.runtime import Runtime
+from jaxllm.jax_backend.products import bf16_product
 
 
 class Linear(nnx.Module):
@@ -41,33 +42,10 @@ def contract(x: jax.Array, kernel: jax.Array, inputs: int, runtime: Runtime) -> 
     if runtime.layout.mesh.size > 1:
         return jnp.tensordot(x, kernel, axes=inputs, precision=runtime.policy.matmul)
     size = math.prod(kernel.shape[:inputs])
-    on_cpu = runtime.layout.mesh.devices.flat[0].platform == "cpu"
+    on_cpu = runtime.layout.platform == "cpu"
     product = bf16_product if on_cpu and x.dtype == jnp.bfloat16 else partial(jnp.dot, precision=runtime.policy.matmul)
     y: jax.Array = product(x.reshape(-1, size), kernel.reshape(size, -1))
     return y.reshape(*x.shape[: x.ndim - inputs], *kernel.shape[inputs:])
-
-
-@jax.custom_vjp
-def bf16_product(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The product of two matrices in bfloat16, in float32 sums that are rounded once, as everywhere; its gradients likewise.
-
-    XLA on a CPU takes the processor's own bfloat16 products only where the sums are asked for in float32; else it converts
-    both matrices to float32 first.
-    """
-    return _rounded(x, y, 1, 0)
-
-
-def _rounded(x: jax.Array, y: jax.Array, x_axis: int, y_axis: int) -> jax.Array:
-    sums = jax.lax.dot_general(x, y, (((x_axis,), (y_axis,)), ((), ())), preferred_element_type=jnp.float32)
-    return sums.astype(x.dtype)
-
-
-def _bf16_gradients(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, y = kept
-    return _rounded(gradient, y, 1, 1), _rounded(x, gradient, 0, 0)
-
-
-bf16_product.defvjp(lambda x, y: (bf16_product(x, y), (x, y)), _bf16_gradients)
 
 
 class Embedding(nnx.Module):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from jaxllm.jax_backend.attention import cache_visibility, sequence_visibility, xla_attention
+from jaxllm.jax_backend.attention import blocked, cache_visibility, sequence_visibility, xla_attention
 from jaxllm.jax_backend.attention.blocked import blocked_attention
 from jaxllm.jax_backend.cuts import MESH_AXES
 from jaxllm.jax_backend.mesh import single_device_mesh
@@ -49,6 +49,34 @@ def test_blocked_equals_xla(spec):
     assert_same(found, wanted, TOLERANCES["fp64"].value)
 
 
+@pytest.mark.parametrize("scores", [2 * 64 * 150, 2 * 2 * 64 * 150], ids=["one at once", "two at once"])
+def test_long_rows_wait_for_blocks_before(monkeypatch, scores):
+    monkeypatch.setattr(blocked, "MOST_SCORES", scores)
+    monkeypatch.setattr(blocked, "MOST_KEYS", 40)
+    spec = spec_of(window=100)
+    found, wanted = (forward_and_backward(kernel, spec) for kernel in (blocked_attention, xla_attention))
+    assert_same(found, wanted, TOLERANCES["fp64"].value)
+
+
+def test_long_rows_hold_few_blocks_at_once(monkeypatch):
+    """Left to itself, XLA keeps the weights of all blocks until it has multiplied each by the gradients of the outputs."""
+    in_order = bytes_of_backward_pass(2048)
+    monkeypatch.setattr(blocked, "MOST_SCORES", 2**40)
+    assert in_order < 0.75 * bytes_of_backward_pass(2048)
+
+
+def bytes_of_backward_pass(length):
+    spec, runtime = spec_of(), Runtime(policy_of("fp32"), Layout(single_device_mesh()))
+    shapes = [jax.ShapeDtypeStruct((1, length, *x.shape[2:]), x.dtype) for x in arrays(spec.head_dim, 64)]
+
+    def backward(query, key, value, cotangent, segments):
+        visibility = sequence_visibility(segments, np.arange(length, dtype=np.int32))
+        pull = jax.vjp(lambda *x: blocked_attention(*x, visibility, spec, runtime, None), query, key, value)[1]
+        return pull(cotangent)
+
+    return jax.jit(backward).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+
 def test_single_precision_is_single_precision():
     found, wanted = (forward_and_backward(kernel, spec_of(), "fp32") for kernel in (blocked_attention, xla_attention))
     assert_same(found, wanted, TOLERANCES["fp32"].value)
@@ -66,12 +94,14 @@ def test_bf16_is_no_further_from_double_precision_than_xla():
     assert all(ours <= 1.2 * theirs for ours, theirs in zip(*errors.values(), strict=True))
 
 
-def test_sharded_over_rows_and_heads():
+@pytest.mark.parametrize("precision", ["fp64", "bf16"])
+def test_sharded_over_rows_and_heads(precision):
     sizes = {**dict.fromkeys(MESH_AXES, 1), "fsdp": 2, "tensor": 2}
     kinds = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
     mesh = jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=kinds, devices=jax.devices()[:4])
-    found = forward_and_backward(blocked_attention, spec_of(), mesh=mesh)
-    assert_same(found, forward_and_backward(xla_attention, spec_of()), TOLERANCES["fp64"].value)
+    found = forward_and_backward(blocked_attention, spec_of(), precision, mesh)
+    wanted = forward_and_backward(blocked_attention, spec_of(), precision)
+    assert_same(found, wanted, TOLERANCES["fp64"].value)
 
 
 def test_what_is_hidden_is_not_computed():
