@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
 
 from jaxllm.backend import create_backend
 from jaxllm.config.batch import resolve_batch
@@ -67,6 +68,19 @@ def test_the_bucket_is_no_larger_than_the_model_and_has_a_limit() -> None:
     assert small.parameters / 2 < bucket_elements(small, 2) < small.parameters
     large = resolve_model(ModelConfig.model_validate({"family": "gpt2", "n_embd": 1600, "n_layer": 48, "n_head": 25}))
     assert bucket_elements(large, 1) == 200_000_000
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_process_alone_adds_no_gradients_up(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At ZeRO 0 DeepSpeed would copy all of them into one tensor and back."""
+    added = []
+    monkeypatch.setattr(DeepSpeedEngine, "buffered_allreduce_fallback", lambda *_, **__: added.append(1))
+    run = make_run(precision=precision, zero_stage=0)
+    backend = create_backend("deepspeed")
+    backend.start(run, None)
+    backend.step(make_batch(0), make_hyper(0))
+    backend.close()
+    assert not added
 
 
 def test_a_decoder_refuses_more_than_it_was_made_for() -> None:
