@@ -3,6 +3,8 @@
 Those kernels (YNNPACK's) want the left matrix contracted along its last axis, both matrices row after row in memory, and for
 bfloat16 sums in float32.  Anything else is left to another library (Eigen), which has no use for a processor's own bfloat16
 instructions: both matrices are converted to float32 first.  In float32 either may be faster (benchmarks/LOG.md).
+
+Shape legend: M rows of the left matrix, K contracted, N columns of the right one.
 """
 
 from __future__ import annotations
@@ -14,14 +16,17 @@ from jaxllm.jax_backend.precision import Policy, policy_of
 
 
 def product(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int, policy: Policy) -> jax.Array:
-    """Two matrices, contracted along an axis of each; the sums in the statistics dtype."""
+    """Two matrices of the compute dtype, contracted along an axis of each: (M, N) sums in the statistics dtype.
+
+    left: (M, K), or (K, M) with `left_axis` 0.  right: (K, N), or (N, K) with `right_axis` 1.
+    """
     axes = (((left_axis,), (right_axis,)), ((), ()))
     sums: jax.Array = jax.lax.dot_general(left, right, axes, precision=policy.matmul, preferred_element_type=policy.statistics)
     return sums
 
 
 def transposed(x: jax.Array) -> jax.Array:
-    """The transpose of a matrix, written out.
+    """The transpose (K, M) of a matrix (M, K), written out, in its dtype.
 
     XLA else makes a transposition part of the product that reads it, which is then none for the fast kernels.
     """
@@ -29,7 +34,7 @@ def transposed(x: jax.Array) -> jax.Array:
 
 
 def transposed_sums(x: jax.Array) -> jax.Array:
-    """The transpose of what `product` gave.
+    """The transpose (N, M) of what `product` gave, (M, N).
 
     XLA else turns the product round, and then has no kernel for a product of bfloat16 with sums in float32.
     """
@@ -43,7 +48,7 @@ def _by_rows(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def bf16_product(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The product of two matrices in bfloat16, in float32 sums that are rounded once, as everywhere; its gradients likewise."""
+    """The product (M, N) of x (M, K) and y (K, N), all bfloat16: float32 sums, rounded once; its gradients likewise."""
     return _rounded(x, y, 1, 0)
 
 

@@ -61,21 +61,26 @@ def test_a_program_whose_parts_do_not_add_up_is_not_believed(monkeypatch):
         program_of(f"  ROOT %y = f32[8]{{0}} negate(%p), {cycles(10)}")
 
 
+def gathering(call):
+    """Computations for another core: `outer`, which comes to the all-gather of `inner` by `call`."""
+    return f"""
+%inner (q: f32[8]) -> f32[32] {{
+  %q = f32[8]{{0}} parameter(0)
+  ROOT %g = f32[32]{{0}} all-gather(%q), replica_groups={{{{0,2,4,6}},{{1,3,5,7}}}}, dimensions={{0}}
+}}
+%outer (o: f32[8]) -> f32[32] {{
+  %o = f32[8]{{0}} parameter(0)
+  ROOT %c = f32[32]{{0}} {call}
+}}"""
+
+
 def test_a_collective_on_another_core_is_found_through_its_calls():
     program = program_of(
         f"""  %p = f32[8]{{0}} parameter(0)
   %s = ((f32[8]{{0}}), f32[32]{{0}}) async-start(%p), async_execution_thread="sparsecore", calls=%outer
   %y = f32[8]{{0}} negate(%p), {cycles(400)}
   ROOT %d = f32[32]{{0}} async-done(%s)""",
-        """
-%inner (q: f32[8]) -> f32[32] {
-  %q = f32[8]{0} parameter(0)
-  ROOT %g = f32[32]{0} all-gather(%q), replica_groups={{0,2,4,6},{1,3,5,7}}, dimensions={0}
-}
-%outer (o: f32[8]) -> f32[32] {
-  %o = f32[8]{0} parameter(0)
-  ROOT %c = f32[32]{0} call(%o), to_apply=%inner
-}""",
+        gathering("call(%o), to_apply=%inner"),
     )
     (found,) = program.collectives
     assert (found.kind, found.axes, found.exposed) == ("all-gather", "fsdp", 600.0)
@@ -90,15 +95,7 @@ def test_a_sparse_core_begins_when_it_gets_its_operands():
   %u = ((f32[8]{{0}}), f32[32]{{0}}, (s32[8]{{0}})) async-update(%s, %y)
   %z = f32[8]{{0}} negate(%y), {cycles(400)}
   ROOT %d = f32[32]{{0}} async-done(%u)""",
-        """
-%inner (q: f32[8]) -> f32[32] {
-  %q = f32[8]{0} parameter(0)
-  ROOT %g = f32[32]{0} all-gather(%q), replica_groups={{0,2,4,6},{1,3,5,7}}, dimensions={0}
-}
-%outer (o: f32[8]) -> f32[32] {
-  %o = f32[8]{0} parameter(0)
-  ROOT %c = f32[32]{0} custom-call(%o), custom_call_target="name", called_computations={%inner}
-}""",
+        gathering('custom-call(%o), custom_call_target="name", called_computations={%inner}'),
     )
     (found,) = program.collectives
     assert (found.kind, found.axes, found.size, found.exposed) == ("all-gather", "fsdp", 128, 600.0)
