@@ -124,7 +124,7 @@ class Driver:
             with said.open("wb") as output:
                 try:
                     process = subprocess.run(
-                        command, cwd=name, env=self._environment(worker), stdout=output, stderr=subprocess.STDOUT, check=False,
+                        command, cwd=name, env=self._environment(worker, name), stdout=output, stderr=subprocess.STDOUT, check=False,
                         timeout=seconds,
                     )  # fmt: skip
                 except subprocess.TimeoutExpired:
@@ -134,9 +134,12 @@ class Driver:
             found: dict[str, Any] = json.loads(answered.read_text())
             return found
 
-    def _environment(self, worker: str) -> dict[str, str]:
+    def _environment(self, worker: str, folder: str) -> dict[str, str]:
         variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TOKENIZERS_PARALLELISM": "false"}
         if self._settings.device == "cpu":
             variables |= {"JAX_PLATFORMS": "cpu", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        # jaxllm's own get what its command line begins with.
-        return (huge_page_environment(["train"], variables) if worker.startswith("jaxllm") else None) or variables
+        if not worker.startswith("jaxllm"):
+            return variables
+        # What jaxllm's command line begins with; every process compiles, as all others do.
+        variables["JAX_COMPILATION_CACHE_DIR"] = folder
+        return huge_page_environment(["train"], variables) or variables

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from jaxllm.config.schema import RunConfig
+from jaxllm.jax_backend.compiler_memory import give_back_after_compiling
 from jaxllm.jax_backend.distributed import join
 
 COMPILATION_CACHE = Path("~/.cache/jaxllm/xla")
@@ -21,6 +22,7 @@ def configure_process(config: RunConfig) -> bool:
 
     A compilation cache that the user has set stays.
     """
+    give_back_after_compiling()
     if config.training.precision == "fp64":
         jax.config.update("jax_enable_x64", True)
     if _setting("jax_compilation_cache_dir") is None:
