@@ -3,16 +3,19 @@
     python -m benchmarks.attention_cpu [--pairs 7] [--json OUT]
 
 Shapes: batch x sequence, query heads / key and value heads x head_dim, causal, fp32, all processors; JAX compiles with
-the options of a training step.  Each round runs every contender once, one after the other, so other load meets all of them;
-each round gives a ratio to the fastest of torch's, and medians are printed.  The results are checked to be the same first.
+the options of a training step.  JAX and torch are in a process each, since threads of one that wait take time from the other.
+Each round runs every contender once, one after the other, so other load meets all of them, each after a pause and a call that
+is not timed; each round gives a ratio to torch's, and medians are printed.  The results are checked to be the same first.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +42,8 @@ SHAPES = (
     Shape(1, 2048, 8, 8, 64),
 )
 Call = Callable[[], Any]
+PAUSE = 0.3
+"""Seconds in which the threads of the contender before go to sleep."""
 
 
 def arrays(shape: Shape) -> list[np.ndarray]:
@@ -104,8 +109,19 @@ def torch_calls(shape: Shape) -> dict[str, tuple[Call, Call]]:
     return {"torch sdpa": (forward, both)}
 
 
-def check(calls: dict[str, tuple[Call, Call]]) -> None:
-    results = {name: [np.asarray(x) for x in both()] for name, (_, both) in calls.items()}
+def work(make: Callable[[Shape], dict[str, tuple[Call, Call]]], shape: Shape, pipe: Connection) -> None:
+    """One library's process: says its contenders and what they compute, then times the calls that it is asked for."""
+    calls = make(shape)
+    pipe.send({name: [np.asarray(x) for x in both()] for name, (_, both) in calls.items()})
+    while (asked := pipe.recv()) is not None:
+        name, index = asked
+        calls[name][index]()
+        begun = time.perf_counter()
+        calls[name][index]()
+        pipe.send(time.perf_counter() - begun)
+
+
+def check(results: dict[str, list[np.ndarray]]) -> None:
     wanted = results["torch sdpa"]
     for name, found in results.items():
         for one, other in zip(found, wanted, strict=True):
@@ -115,28 +131,47 @@ def check(calls: dict[str, tuple[Call, Call]]) -> None:
 
 
 def measure(shape: Shape, pairs: int) -> dict[str, Any]:
-    calls = {**torch_calls(shape), **jax_calls(shape)}
-    check(calls)
-    found: dict[str, Any] = {"shape": shape._asdict()}
-    for index, kind in enumerate(("forward", "forward_backward")):
-        seconds: dict[str, list[float]] = {name: [] for name in calls}
-        for round_ in range(pairs + 1):
-            for name, both in calls.items():
-                begun = time.perf_counter()
-                both[index]()
-                if round_:
-                    seconds[name].append(time.perf_counter() - begun)
-        reference = seconds["torch sdpa"]
-        found[kind] = {
-            name: {
-                "milliseconds": 1e3 * statistics.median(times),
-                "ratio_to_torch": statistics.median(ours / theirs for ours, theirs in zip(times, reference, strict=True)),
-            }
-            for name, times in seconds.items()
-        }
+    spawn = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    results: dict[str, list[np.ndarray]] = {}
+    processes = []
+    for make in (torch_calls, jax_calls):
+        pipe, theirs = spawn.Pipe()
+        processes.append(spawn.Process(target=work, args=(make, shape, theirs)))
+        processes[-1].start()
+        said = pipe.recv()
+        results |= said
+        pipes |= dict.fromkeys(said, pipe)
+    check(results)
+    found = {"shape": shape._asdict()} | {
+        kind: _alternated(pipes, index, pairs) for index, kind in enumerate(("forward", "forward_backward"))
+    }
+    for pipe in set(pipes.values()):
+        pipe.send(None)
+    for process in processes:
+        process.join()
+    for kind in ("forward", "forward_backward"):
         row = "   ".join(f"{name} {r['milliseconds']:7.1f} ms ({r['ratio_to_torch']:.2f})" for name, r in found[kind].items())
         print(f"{'x'.join(map(str, shape)):18} {kind:17} {row}", flush=True)
     return found
+
+
+def _alternated(pipes: dict[str, Connection], index: int, pairs: int) -> dict[str, dict[str, float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in pipes}
+    for _ in range(pairs):
+        for name, pipe in pipes.items():
+            time.sleep(PAUSE)
+            pipe.send((name, index))
+            seconds[name].append(pipe.recv())
+    return {
+        name: {
+            "milliseconds": 1e3 * statistics.median(times),
+            "ratio_to_torch": statistics.median(
+                ours / theirs for ours, theirs in zip(times, seconds["torch sdpa"], strict=True)
+            ),
+        }
+        for name, times in seconds.items()
+    }
 
 
 def main() -> None:
