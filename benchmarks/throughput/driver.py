@@ -124,8 +124,8 @@ class Driver:
             with said.open("wb") as output:
                 try:
                     process = subprocess.run(
-                        command, cwd=name, env=self._environment(worker, name), stdout=output, stderr=subprocess.STDOUT, check=False,
-                        timeout=seconds,
+                        command, cwd=name, env=self._environment(worker, name), stdout=output, stderr=subprocess.STDOUT,
+                        check=False, timeout=seconds,
                     )  # fmt: skip
                 except subprocess.TimeoutExpired:
                     raise UnavailableError(f"not done after {seconds:.0f} s") from None

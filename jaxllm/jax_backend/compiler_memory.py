@@ -23,7 +23,7 @@ def give_back_after_compiling() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
 
-    def compiled(event: str, seconds: float, **_: object) -> None:
+    def compiled(event: str, duration_secs: float, **_: str | int) -> None:  # noqa: ARG001
         if event == _COMPILED:
             trim(0)
 

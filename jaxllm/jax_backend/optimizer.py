@@ -62,11 +62,11 @@ def _lerp(start: jax.Array, end: jax.Array, weight: float) -> jax.Array:
 def adamw(
     config: OptimizerConfig, decays: Mapping[str, bool], rates: Mapping[str, NDArray[np.float64]] = NO_RATES
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW over a flat dict of parameters; `update` takes the step's `scalars` as an extra argument.
+    """AdamW over a flat dict of parameters; `update` takes the step's `scalars` and `finite` as extra arguments.
 
     decays: whether a parameter (by Flax path) decays.  rates: what its learning rate is multiplied by, where that is not 1.
     The updates are differences: applied with `optax.apply_updates` they give the new parameter to within a unit in the last
-    place.
+    place.  Where `finite` (a boolean scalar, true by default) is not, nothing changes.
     """
     beta1, beta2 = config.betas
 
@@ -74,23 +74,33 @@ def adamw(
         exp_avg, exp_avg_sq = ({path: jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in params.items()} for _ in range(2))
         return Moments(exp_avg, exp_avg_sq)
 
-    def one(path: str, p: jax.Array, m: jax.Array, v: jax.Array, g: jax.Array, scalars: StepScalars) -> tuple[jax.Array, ...]:
+    def one(
+        path: str, p: jax.Array, m: jax.Array, v: jax.Array, g: jax.Array, scalars: StepScalars, finite: jax.Array | bool
+    ) -> tuple[jax.Array, ...]:
         if path in rates:
             rate = jnp.asarray(rates[path], p.dtype)
             scalars = scalars._replace(step_size=scalars.step_size * rate, keep=1.0 - (1.0 - scalars.keep) * rate)
         new = p * scalars.keep if decays[path] and config.weight_decay else p
-        m = _lerp(m, g, 1.0 - beta1)
-        v = v * beta2 + ((1.0 - beta2) * g) * g
+        # Chosen before the parameter is computed from them: if they are chosen after, XLA:CPU computes moments twice and
+        # copies all old ones to be able to.
+        m = jnp.where(finite, _lerp(m, g, 1.0 - beta1), m)
+        v = jnp.where(finite, v * beta2 + ((1.0 - beta2) * g) * g, v)
         new = new + (-scalars.step_size * m) / (jnp.sqrt(v) / scalars.sqrt_correction2 + config.eps)
-        return new - p, m, v
+        return jnp.where(finite, new - p, -0.0), m, v  # x + -0.0 is x, whatever its sign
 
     def update(
-        updates: Params, state: Moments[jax.Array], params: Params | None = None, *, scalars: StepScalars, **_: Any
+        updates: Params,
+        state: Moments[jax.Array],
+        params: Params | None = None,
+        *,
+        scalars: StepScalars,
+        finite: jax.Array | bool = True,
+        **_: Any,
     ) -> tuple[Params, Moments[jax.Array]]:
         if params is None:
             raise ValueError("AdamW needs the parameters: weight decay depends on them")
         new = {
-            path: one(path, params[path], state.exp_avg[path], state.exp_avg_sq[path], gradient, scalars)
+            path: one(path, params[path], state.exp_avg[path], state.exp_avg_sq[path], gradient, scalars, finite)
             for path, gradient in updates.items()
         }
         change, exp_avg, exp_avg_sq = ({path: leaf[i] for path, leaf in new.items()} for i in range(3))

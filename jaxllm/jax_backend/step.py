@@ -179,10 +179,8 @@ def build_train_step(
         finite = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.gradient_norm)
 
         def update(gradients: Params, params: Params, moments: Moments[jax.Array]) -> tuple[Params, Moments[jax.Array]]:
-            updates, new_moments = optimizer.update(gradients, moments, params, scalars=scalars)
-            keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
-            new_params = jax.tree.map(keep, optax.apply_updates(params, updates), params)
-            return new_params, jax.tree.map(keep, new_moments, moments)
+            updates, new_moments = optimizer.update(gradients, moments, params, scalars=scalars, finite=finite)
+            return optax.apply_updates(params, updates), new_moments
 
         if is_offloaded:
             return *updated_in_turn(update, gradients, params, moments, storage, finite), metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from types import SimpleNamespace
 
@@ -31,8 +32,11 @@ UNCOSTED = SimpleNamespace(kernel=lambda *_: (0.0, 0.0), collective=lambda *_: (
 
 @pytest.fixture(scope="module")
 def compiled():
-    """By mesh: the collectives of a step, the bytes of its arguments on a device, and the bytes of each whole parameter."""
-    found = {}
+    """By mesh: the collectives of a step, the bytes of its arguments on a device, and the bytes of each whole parameter.
+
+    Under "copied": moments that are copied in any of them.
+    """
+    found = {"copied": []}
     for name, parallel in MESHES.items():
         run = cases.make_run(MODEL, parallel=parallel, jax={"cpu_devices": 8})
         backend = JaxBackend()
@@ -41,7 +45,11 @@ def compiled():
         scalars = step_scalars(cases.hyper_of(0, run), run.config.optimizer, np.dtype(np.float32))
         batch = inner.feed(cases.make_batch())
         program = inner.train_step.lower(inner.params, inner.moments, batch, scalars, np.uint32(0)).compile()
-        read = read_program(parse(program.as_text()), dict(inner.mesh.shape), UNCOSTED)
+        text = program.as_text()
+        moments = re.findall(r"%(\S+) = .* parameter\(\d+\).*op_name=\"moments\.", text)
+        assert len(moments) == 2 * len(inner.params)
+        found["copied"] += [moment for moment in moments if f" copy(%{moment})" in text]
+        read = read_program(parse(text), dict(inner.mesh.shape), UNCOSTED)
         sizes = {path: leaf.nbytes for path, leaf in inner.params.items()}
         found[name] = (read.collectives, program.memory_analysis().argument_size_in_bytes, sizes)
         backend.close()
@@ -115,3 +123,7 @@ def test_context_sends_keys_round_and_gathers_nothing(compiled):
     assert moves == {"forward": LAYERS * 2 * 3, "backward": LAYERS * (2 * 3 + 2 * 4)}
     summed = sum(each.size * each.times for each in large(collectives) if each.kind == "all-reduce")
     assert summed == pytest.approx(sum(sizes.values()), rel=0.01)
+
+
+def test_moments_are_updated_in_place(compiled):
+    assert not compiled["copied"]

@@ -107,3 +107,18 @@ def test_updates_without_parameters_are_refused():
     scalars = step_scalars(Hyper(1e-3, 0.1, 0.05), config, np.dtype(np.float32))
     with pytest.raises(ValueError, match="needs the parameters"):
         transformation.update(params, transformation.init(params), None, scalars=scalars)
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_nothing_changes_after_a_step_that_is_not_finite(finite):
+    config = OptimizerConfig(learning_rate=1e-3)
+    transformation = adamw(config, DECAYS)
+    params = {name: jnp.asarray(value) for name, value in initial(np.float32).items()}
+    params["bias"] = params["bias"].at[0].set(-0.0)
+    moments = transformation.init(params)
+    change = jax.tree.map(jnp.ones_like if finite else lambda leaf: jnp.full_like(leaf, jnp.nan), params)
+    scalars = step_scalars(Hyper(1e-3, 0.1, 0.05), config, np.dtype(np.float32))
+    updates, new_moments = transformation.update(change, moments, params, scalars=scalars, finite=jnp.asarray(finite))
+    before, after = ([np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+                     for tree in ((params, moments), (optax.apply_updates(params, updates), new_moments)))  # fmt: skip
+    assert all((one == other) is not finite for one, other in zip(before, after, strict=True))
