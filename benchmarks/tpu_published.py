@@ -28,7 +28,7 @@ AUTORESEARCH = (
     "https://github.com/vlasenkoalexey/tpu_performance_autoresearch_wiki/blob/main/wiki/experiments/"
     "llama3_8B_autoresearch_optimization/jax/experiments/2026-04-26-jax-exp27-28-sparsecore-rs-ag-offload-frontier.md"
 )
-HOST, FULL = "jax.remat=[layer_input@host]", "jax.remat=full"
+HOST, FULL, MOMENTS = "jax.remat=[layer_input@host]", "jax.remat=full", "jax.offload_optimizer=moments"
 
 
 def _pure_fsdp(chips: int, rows: int) -> tuple[str, ...]:
@@ -53,7 +53,7 @@ ROWS = (
     Row("llama2-70b-v5p-256", "llama3-70b.yaml", "v5p:4x8x8", (*LLAMA2_70B, *_pure_fsdp(256, 4), FULL),
         _published(692, TIERING)),
     Row("llama3.1-405b-v6e-256", "llama3-405b.yaml", "v6e:16x16",
-        ("parallel.fsdp=64", "parallel.tensor=4", "training.micro_batch=4", "training.global_batch=256", HOST),
+        ("parallel.fsdp=64", "parallel.tensor=4", "training.micro_batch=4", "training.global_batch=256", HOST, MOMENTS),
         _published(123, TIERING)),
 )  # fmt: skip
 

@@ -39,13 +39,14 @@ def saved_bytes(spec: ModelSpec, setting: Setting) -> tuple[float, float]:
     return device, host
 
 
-def working_bytes(spec: ModelSpec, setting: Setting, *, scores: int, dense_experts: bool = False) -> float:
+def working_bytes(spec: ModelSpec, setting: Setting, *, scores: int, cpu: bool = False) -> float:
     """Bytes that one layer's backward pass works on: what it recomputes, and gradients of that.
 
-    scores: arrays of all scores in float32 that are alive together where attention is written out.  dense_experts: products of
-    experts are computed for every token and expert, with zeros where a token goes elsewhere.
+    scores: arrays of all scores in float32 that are alive together where attention is written out.  cpu: as XLA:CPU does it.
+    That computes products of experts for every token and expert, with zeros where a token goes elsewhere, and leaves open
+    which of two operations runs first, so that attention and MLP, or what one recomputes and the other needs, share no memory.
     """
-    return max(_working(spec, setting, stack, scores, dense_experts=dense_experts) for stack in stacks_of(spec, setting))
+    return max(_working(spec, setting, stack, scores, cpu=cpu) for stack in stacks_of(spec, setting))
 
 
 def _kept(spec: ModelSpec, setting: Setting, stack: Stack) -> tuple[float, float]:
@@ -142,12 +143,12 @@ def _point_sizes(spec: ModelSpec, setting: Setting, stack: Stack) -> dict[str, f
     return {**sizes, "cross_query": tokens * query, **dict.fromkeys(("cross_key", "cross_value"), setting.source_tokens * key)}
 
 
-def _working(spec: ModelSpec, setting: Setting, stack: Stack, scores: int, *, dense_experts: bool) -> float:
+def _working(spec: ModelSpec, setting: Setting, stack: Stack, scores: int, *, cpu: bool) -> float:
     width, inner = setting.compute_bytes, spec.mlp.size / setting.parallel.tensor
     if spec.mlp.experts is not None:
         rows = spec.mlp.experts.per_token * setting.parallel.expert
         mlp = rows * width * (3 * inner + 3 * spec.hidden_size)
-        if dense_experts:
+        if cpu:
             local = spec.mlp.experts.count / setting.parallel.expert
             mlp += rows * width * local * 4 * inner
     else:
@@ -160,5 +161,5 @@ def _working(spec: ModelSpec, setting: Setting, stack: Stack, scores: int, *, de
         biases = max(biases, 2 * 4.0 * heads * stack.length * keys if each.relative else 0.0)
     # The gradient of a norm behind the MLP needs the MLP's result, before anything of attention can be let go.
     is_behind = spec.norm.of_residual and setting.remat == "full"
-    whole = attention + 2.5 * mlp if is_behind else max(mlp, attention)
+    whole = attention + 2.5 * mlp if is_behind else attention + mlp if cpu else max(mlp, attention)
     return stack.tokens * (whole + 4 * width * spec.hidden_size) + biases

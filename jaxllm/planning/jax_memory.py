@@ -28,14 +28,13 @@ class _Compiler:
 
     logits: copies of the logits that are alive together; chunk_logits: of a chunk's.  logit_bytes: of an element, where it is
     not the compute dtype.
-    layer_copies: copies of the layers' moments.  scores: arrays of attention's scores in float32 that the backward pass of a
-    layer holds together.  tiles: the last two dimensions of an array are filled up to multiples of these in memory.
+    scores: arrays of attention's scores in float32 that the backward pass of a layer holds together.  tiles: the last two
+    dimensions of an array are filled up to multiples of these in memory.
     """
 
     logits: float
     chunk_logits: float
     logit_bytes: float | None
-    layer_copies: float
     scores: int
     tiles: tuple[int, int] = (1, 1)
 
@@ -43,12 +42,11 @@ class _Compiler:
 # XLA:TPU (and XLA:GPU, which is taken to be like it) fuses the loss into one pass over the logits and keeps them beside their
 # gradient, both in the compute dtype; of a chunk it makes the gradient twice, within each of its two products.  Of attention
 # that is written out, scores less their largest are what is left, the rest is fused into products.  XLA:CPU keeps the logits,
-# their exponentials and the gradient, always in float32, scores likewise, and copies moments that one fusion reads and another
-# writes anew.  Some of what layers keep it puts where those moments were, if it is no larger, which is not counted.
+# their exponentials and the gradient, always in float32, and scores likewise.
 _COMPILERS: dict[Platform, _Compiler] = {
-    "tpu": _Compiler(2.0, 1.0, None, 0.0, 1, (8, 128)),
-    "gpu": _Compiler(2.0, 1.0, None, 0.0, 1),
-    "cpu": _Compiler(3.0, 3.0, 4.0, 2.0, 3),
+    "tpu": _Compiler(2.0, 1.0, None, 1, (8, 128)),
+    "gpu": _Compiler(2.0, 1.0, None, 1),
+    "cpu": _Compiler(3.0, 3.0, 4.0, 3),
 }
 
 
@@ -80,7 +78,6 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
         host, state["parameters"] = host + state["parameters"], 0.0
     # Weights as they are used: all of them are cast before the first layer.
     cast = width * (counts.all + counts.padding) if width != master else 0.0
-    copies = compiler.layer_copies * max(width, compiler.logit_bytes or 0) * counts.layers
     accumulated = master * counts.all if setting.accumulation > 1 else 0.0
     saved, on_host = saved_bytes(spec, setting)
     host += on_host
@@ -95,7 +92,7 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
     chunk = setting.chunk(spec, tpu=platform == "tpu")
     logits = (compiler.logits if chunk is None else compiler.chunk_logits) * logit * _outputs(spec, setting, chunk)
     chunked = 0.0 if chunk is None else _chunked_bytes(spec, setting, platform)
-    working = working_bytes(spec, setting, scores=compiler.scores, dense_experts=platform == "cpu")
+    working = working_bytes(spec, setting, scores=compiler.scores, cpu=platform == "cpu")
     # Between the products residuals are split over `tensor`; for each product the hidden states of all tokens come together,
     # and their gradients do: so many copies are alive at the head and in a layer (Llama 70B and 405B over tensor 4).  A loss in
     # chunks has its own hidden states and their gradients alone.
@@ -105,12 +102,12 @@ def jax_memory(model: Model, setting: Setting, platform: Platform = "tpu") -> Me
     tables = width * counts.table
     return Memory(
         [
-            moment("the loss", **held, gradients=accumulated + tables, logits=logits, weights_in_use=cast + copies + both,
+            moment("the loss", **held, gradients=accumulated + tables, logits=logits, weights_in_use=cast + both,
                    working=batch + (7.0 * together if chunk is None else chunked)),
             moment("the first layer that goes backward", **held, gradients=accumulated + gradients + tables,
-                   weights_in_use=cast + copies + layer + embedding, working=batch + working + 3.5 * together),
+                   weights_in_use=cast + layer + embedding, working=batch + working + 3.5 * together),
             moment("the end of the backward pass", **state, gradients=accumulated + gradients + 2 * tables,
-                   weights_in_use=cast + copies + table, working=batch + 2.0 * tokens * spec.hidden_size * width),
+                   weights_in_use=cast + table, working=batch + 2.0 * tokens * spec.hidden_size * width),
             moment("the update", **state, gradients=accumulated + gradients + tables, working=batch),
         ],
         host,

@@ -41,8 +41,8 @@ class CompiledStep:
     @property
     def peak_bytes(self) -> int | None:
         """Peak HBM of one device; for a program that is too large what the compiler says it needs, if it does."""
-        if self.fits:
-            return int(self.answer["memory"]["peak_memory"])
+        if self.memory is not None:
+            return self.memory.total
         needed = self.answer.get("needed_bytes")
         return None if needed is None else int(needed)
 
@@ -77,7 +77,7 @@ def compile_step(
             _dumped(folder, "after_optimizations-buffer-assignment.txt"),
             _dumped(folder, "after_optimizations-live-range.txt"),
             answer["parameter_shards"],
-            int(answer["memory"]["peak_memory"]),
+            int(answer["memory"]["argument_size"]),
         )
         return CompiledStep(answer, _dumped(folder, "after_codegen.txt"), memory, wall)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from jaxllm.planning.tpu.hlo import Instruction, Module, arrays
@@ -63,23 +63,34 @@ class _Value:
 
 
 def divide(
-    module: Module, assignment: str, live_ranges: str, parameter_shards: Mapping[str, Sequence[Sequence[int]]], peak: int
+    module: Module,
+    assignment: str,
+    live_ranges: str,
+    parameter_shards: Mapping[str, Sequence[Sequence[int]]],
+    argument_bytes: int,
 ) -> MemoryDivision:
-    """The division of `peak` bytes.
+    """The peak and its division.
 
     module: the program after buffer assignment.  assignment, live_ranges: the compiler's files of those names.
-    parameter_shards: of every parameter its whole and its shard's shape.
+    parameter_shards: of every parameter its whole and its shard's shape.  argument_bytes: HBM of the step's arguments, filled
+    up to tiles (what that adds is counted as temporary).
+
+    The peak is what XLA's own `peak_memory_in_bytes` says, unless the program keeps more in the host's memory than it works
+    with in HBM: that number is then of the host's memory.
     """
     arguments = _arguments(module)
     at_peak = _at_peak(_working_values(assignment), _live(live_ranges))
     shapes, origins = _gradient_shapes(parameter_shards), Origins(module)
     found = _sum_by_kind((value, _kind(module, origins, value, shapes)) for value in at_peak)
-    known = arguments["parameters"] + arguments["moments"] + arguments["other"]
-    working = max(peak - known, 0)
-    gradients, activations = found["gradients"], found["activations"]
-    rest = max(working - gradients - activations, 0)
+    padding = max(argument_bytes - arguments["parameters"] - arguments["moments"] - arguments["other"], 0)
     return MemoryDivision(
-        arguments["parameters"], arguments["moments"], gradients, activations, rest, arguments["other"], arguments["host"]
+        arguments["parameters"],
+        arguments["moments"],
+        found["gradients"],
+        found["activations"],
+        found["temporaries"] + padding + _constant_bytes(assignment),
+        arguments["other"],
+        arguments["host"] + _host_bytes(assignment),
     )
 
 
@@ -94,6 +105,23 @@ def _arguments(module: Module) -> dict[str, int]:
         for array in arrays(each.type):
             found["host" if array.space == HOST else kind] += int(array.bytes)
     return found
+
+
+def _constant_bytes(assignment: str) -> int:
+    return sum(size for size, said in _allocations(assignment) if "constant" in said and "color" not in said)
+
+
+def _host_bytes(assignment: str) -> int:
+    """Of working memory that is the host's."""
+    return sum(size for size, said in _allocations(assignment) if f"color {HOST}, preallocated-temp" in said)
+
+
+def _allocations(assignment: str) -> Iterator[tuple[int, str]]:
+    """Bytes of every buffer, and what the compiler says of it."""
+    for line in assignment.splitlines():
+        opened = _ALLOCATION.match(line)
+        if opened:
+            yield int(opened.group(2)), opened.group(3)
 
 
 def _working_values(assignment: str) -> list[_Value]:

@@ -26,6 +26,7 @@ from jaxllm.planning.tpu.topology import Topology
 class Study:
     """A compiled step, understood.  needed_bytes: of one device; capacity_bytes: what it has.  tokens: of one step.
 
+    attention_block: queries and keys of the attention kernel's blocks, where all its passes take the same number of both.
     memory and prediction: None when the step does not fit.  model_flops: of one step over all devices.  processor_seconds: of
     tracing and compiling, for machines that do other things too.
     """
@@ -44,6 +45,7 @@ class Study:
     prediction: Prediction | None
     model_flops: float
     attention: str | None
+    attention_block: int | None
     trace_seconds: float | None
     compile_seconds: float | None
     processor_seconds: float | None
@@ -67,6 +69,7 @@ class Study:
             "precision": config.training.precision,
             "jax": config.jax.model_dump(mode="json"),
             "attention": self.attention,
+            "attention_block": self.attention_block,
             "fits": self.fits,
             "needed_bytes": self.needed_bytes,
             "capacity_bytes": self.capacity_bytes,
@@ -125,11 +128,17 @@ def study(config: RunConfig, topology: Topology, *, keep: Path | None = None) ->
         prediction=_predict(compiled, config, model, topology, tokens, model_flops),
         model_flops=model_flops,
         attention=None if not compiled.fits else "splash" if blocks else "xla",
+        attention_block=_block_of(blocks),
         trace_seconds=answer.get("trace_seconds"),
         compile_seconds=answer.get("compile_seconds"),
         processor_seconds=answer.get("processor_seconds"),
         wall_seconds=compiled.wall_seconds,
     )
+
+
+def _block_of(blocks: Mapping[str, Any] | None) -> int | None:
+    sizes = {blocks[name] for name in ("query", "key", "back_query", "back_key")} if blocks else set()
+    return int(sizes.pop()) if len(sizes) == 1 else None
 
 
 def _predict(

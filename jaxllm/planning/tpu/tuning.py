@@ -73,9 +73,13 @@ def tune(config: RunConfig, topology: Topology, *, trials: int, report: Callable
     for each in ranked:
         if each.mesh in best and search.left > len(blocks):
             search.attempt(each.changes)
-    for base in [trial.changes for trial in search.fitting()[:1]]:
+    for base in search.fitting()[:1]:
         for block in blocks:
-            search.attempt({**base, "jax.attention_block": block})
+            if base.study is not None and block != base.study.attention_block:
+                search.attempt({**base.changes, "jax.attention_block": block})
+    for each in ranked:  # with the trial that a block of the kernel's own did not take
+        if each.mesh in best:
+            search.attempt(each.changes)
     return search.ranked()
 
 

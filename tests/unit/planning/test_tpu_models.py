@@ -204,13 +204,17 @@ allocation 1: size 30000, preallocated-temp:
  value: <5 late @0> (size=20000,offset=0): f32[5000]{0}
 allocation 2: size 99999, color 1, preallocated-temp:
  value: <6 vmem @0> (size=99999,offset=0): f32[2]{0}
+allocation 3: size 1000000, color 5, preallocated-temp:
+ value: <7 far @0> (size=1000000,offset=0): f32[250000]{0}
+allocation 4: size 64, constant:
 """
-    live = "  BufferLiveRange:\n    w{}:1-5\n    h{}:2-6\n    g{}:3-7\n    late{}:8-9\n    vmem{}:1-9\n"
+    live = "  BufferLiveRange:\n    w{}:1-5\n    h{}:2-6\n    g{}:3-7\n    late{}:8-9\n    vmem{}:1-9\n    far{}:1-9\n"
     shards = {"layers.mlp.up.kernel": [[1, 64, 64], [1, 64, 16]]}
-    found = divide(module, assignment, live, shards, 4096 + 32 + 30000)
-    assert (found.parameters, found.moments, found.other, found.host) == (4096, 0, 32, 4096)
-    assert (found.gradients, found.activations, found.temporaries) == (16384, 2048, 30000 - 16384 - 2048)
-    assert found.total == 4096 + 32 + 30000
+    padding = 500
+    found = divide(module, assignment, live, shards, 4096 + 32 + padding)
+    assert (found.parameters, found.moments, found.other, found.host) == (4096, 0, 32, 4096 + 1000000)
+    assert (found.gradients, found.activations, found.temporaries) == (16384, 2048, 8192 + padding + 64)
+    assert found.total == 4096 + 32 + padding + 16384 + 2048 + 8192 + 64
 
 
 def test_changes_of_a_run_file():

@@ -15,6 +15,7 @@ from tests.unit.planning.test_tpu_models import make_config
 
 WHERE = parse_topology("v5e:2x2")
 GIB = 2**30
+OWN_BLOCK = 1024
 
 
 def prediction(speed):
@@ -51,7 +52,7 @@ def compiler(monkeypatch):
             found = prediction(speed(config)) if size <= capacity else None
             return Study(
                 config, resolve_model(config.model), topology, None, 1, 1, 1, size <= capacity, int(size), capacity,
-                None, found, 1.0, None, None, None, None, 0.0,
+                None, found, 1.0, "splash", OWN_BLOCK, None, None, None, 0.0,
             )  # fmt: skip
 
         monkeypatch.setattr(remedies, "study", study)
@@ -122,6 +123,17 @@ def test_tuning_spends_its_trials_and_ranks_them(compiler):
     text = "\n".join(trial_lines(found, WHERE))
     assert text.startswith("best of 9 trials on v5e:2x2")
     assert f"{found[0].speed:,.0f}" in text.splitlines()[2]
+
+
+def test_tuning_does_not_compile_the_block_that_the_kernel_takes_anyway(compiler):
+    asked = compiler(gib, rate)
+    data = {"tokenizer": {"train": "bpe", "vocab_size": 512}, "sequence_length": 4096}
+    config = make_config(training={"steps": 1, "global_batch": 16}, data=data)
+    found = tune(config, WHERE, trials=9, report=lambda _: None)
+    assert len(found) == len(asked) == 9
+    blocks = [trial.jax.attention_block for trial in asked]
+    assert [block for block in blocks if block is not None] == [512, 2048]
+    assert blocks[-1] is None, "the trial that is left goes to another setting"
 
 
 def test_tuning_falls_back_to_what_needs_least(compiler):
