@@ -18,7 +18,7 @@ from jaxllm.config import RunConfig
 from jaxllm.errors import ConfigError, JaxllmError
 from jaxllm.huge_pages import with_huge_pages
 from jaxllm.planning.tpu.hlo import parse
-from jaxllm.planning.tpu.memory import MemoryDivision, divide
+from jaxllm.planning.tpu.memory import MemoryDivision, divide, peak_bytes
 from jaxllm.planning.tpu.topology import Topology
 
 PIP_LINE = "pip install 'jaxllm[tpu]'"
@@ -72,12 +72,13 @@ def compile_step(
             raise ConfigError(answer["key"], answer["message"]) if answer["key"] else JaxllmError(answer["message"])
         if answer["status"] != "ok":
             return CompiledStep(answer, None, None, wall)
+        assignment = _dumped(folder, "after_optimizations-buffer-assignment.txt")
         memory = divide(
             parse(_dumped(folder, "after_optimizations_after_buffer_assignment.txt")),
-            _dumped(folder, "after_optimizations-buffer-assignment.txt"),
+            assignment,
             _dumped(folder, "after_optimizations-live-range.txt"),
             answer["parameter_shards"],
-            int(answer["memory"]["argument_size"]),
+            peak_bytes(assignment, answer["memory"]),
         )
         return CompiledStep(answer, _dumped(folder, "after_codegen.txt"), memory, wall)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from jaxllm.planning.tpu.hlo import Instruction, Module, arrays
@@ -63,35 +63,41 @@ class _Value:
 
 
 def divide(
-    module: Module,
-    assignment: str,
-    live_ranges: str,
-    parameter_shards: Mapping[str, Sequence[Sequence[int]]],
-    argument_bytes: int,
+    module: Module, assignment: str, live_ranges: str, parameter_shards: Mapping[str, Sequence[Sequence[int]]], peak: int
 ) -> MemoryDivision:
-    """The peak and its division.
+    """The division of `peak` bytes.
 
     module: the program after buffer assignment.  assignment, live_ranges: the compiler's files of those names.
-    parameter_shards: of every parameter its whole and its shard's shape.  argument_bytes: HBM of the step's arguments, filled
-    up to tiles (what that adds is counted as temporary).
-
-    The peak is what XLA's own `peak_memory_in_bytes` says, unless the program keeps more in the host's memory than it works
-    with in HBM: that number is then of the host's memory.
+    parameter_shards: of every parameter its whole and its shard's shape.
     """
     arguments = _arguments(module)
     at_peak = _at_peak(_working_values(assignment), _live(live_ranges))
     shapes, origins = _gradient_shapes(parameter_shards), Origins(module)
     found = _sum_by_kind((value, _kind(module, origins, value, shapes)) for value in at_peak)
-    padding = max(argument_bytes - arguments["parameters"] - arguments["moments"] - arguments["other"], 0)
-    return MemoryDivision(
-        arguments["parameters"],
-        arguments["moments"],
-        found["gradients"],
-        found["activations"],
-        found["temporaries"] + padding + _constant_bytes(assignment),
-        arguments["other"],
-        arguments["host"] + _host_bytes(assignment),
-    )
+    known = arguments["parameters"] + arguments["moments"] + arguments["other"]
+    working = max(peak - known, 0)
+    gradients, activations = found["gradients"], found["activations"]
+    rest = max(working - gradients - activations, 0)
+    host = arguments["host"] + _buffer_bytes(assignment, on_host=True)
+    return MemoryDivision(arguments["parameters"], arguments["moments"], gradients, activations, rest, arguments["other"], host)
+
+
+def peak_bytes(assignment: str, analysis: Mapping[str, int]) -> int:
+    """Peak HBM of one device.  analysis: XLA's own numbers of the program.
+
+    XLA's peak looks at the fullest of all memories, which is the host's when a program keeps more there than it works with in
+    HBM.  Of a program that keeps anything there, it is the buffers in HBM with the gaps between their values (2 to 4 % more).
+    """
+    if not _buffer_bytes(assignment, on_host=True):
+        return analysis["peak_memory"]
+    return analysis["argument_size"] + _buffer_bytes(assignment, on_host=False)
+
+
+def _buffer_bytes(assignment: str, *, on_host: bool) -> int:
+    """Of working memory in HBM or in the host's memory."""
+    found = (_ALLOCATION.match(line) for line in assignment.splitlines())
+    colour = f", color {HOST}, preallocated-temp:" if on_host else ", preallocated-temp:"
+    return sum(int(opened.group(2)) for opened in found if opened and opened.group(3) == colour)
 
 
 def _arguments(module: Module) -> dict[str, int]:
@@ -105,23 +111,6 @@ def _arguments(module: Module) -> dict[str, int]:
         for array in arrays(each.type):
             found["host" if array.space == HOST else kind] += int(array.bytes)
     return found
-
-
-def _constant_bytes(assignment: str) -> int:
-    return sum(size for size, said in _allocations(assignment) if "constant" in said and "color" not in said)
-
-
-def _host_bytes(assignment: str) -> int:
-    """Of working memory that is the host's."""
-    return sum(size for size, said in _allocations(assignment) if f"color {HOST}, preallocated-temp" in said)
-
-
-def _allocations(assignment: str) -> Iterator[tuple[int, str]]:
-    """Bytes of every buffer, and what the compiler says of it."""
-    for line in assignment.splitlines():
-        opened = _ALLOCATION.match(line)
-        if opened:
-            yield int(opened.group(2)), opened.group(3)
 
 
 def _working_values(assignment: str) -> list[_Value]:
