@@ -86,7 +86,7 @@ def peak_bytes(assignment: str, analysis: Mapping[str, int]) -> int:
     """Peak HBM of one device.  analysis: XLA's own numbers of the program.
 
     XLA's peak looks at the fullest of all memories, which is the host's when a program keeps more there than it works with in
-    HBM.  Of a program that keeps anything there, it is the buffers in HBM with the gaps between their values (2 to 4 % more).
+    HBM.  Of a program that keeps anything there it is all of the buffers in HBM, with the gaps between their values.
     """
     if not _buffer_bytes(assignment, on_host=True):
         return analysis["peak_memory"]
