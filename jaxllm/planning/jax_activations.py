@@ -30,13 +30,17 @@ def norms(spec: ModelSpec, stack: Stack) -> int:
 
 
 def saved_bytes(spec: ModelSpec, setting: Setting) -> tuple[float, float]:
-    """Bytes that all layers keep for their backward pass: on the device, and in the host's memory."""
-    device = host = 0.0
+    """Bytes that all layers keep for their backward pass: on the device, and in the host's memory.
+
+    Of what is in the host's memory, the layer that goes backward has its own on the device, and the next one's is on its way.
+    """
+    device = host = fetched = 0.0
     for stack in stacks_of(spec, setting):
         on_device, on_host = _kept(spec, setting, stack)
         device += stack.layers * on_device
         host += stack.layers * on_host
-    return device, host
+        fetched = max(fetched, 2.0 * on_host)
+    return device + fetched, host
 
 
 def working_bytes(spec: ModelSpec, setting: Setting, *, scores: int, cpu: bool = False) -> float:
