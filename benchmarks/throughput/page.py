@@ -35,9 +35,10 @@ def text_of(suite: str, report: dict[str, Any]) -> Iterator[str]:
 
 def _table(case: dict[str, Any]) -> Iterator[str]:
     said, when = case["case"], case["measured"]
+    processes = "one process" if when["rounds"] == 1 else f"{when['rounds']} processes"
     yield (
         f"{said['name']}: {case['parameters'] / 1e6:.1f} M parameters, {said['rows']} x {said['sequence']} tokens. Products "
-        f"alone would allow {case['limit_tokens_per_s']:,.0f} tokens/s. {when['date']}, {when['rounds']} processes of each "
+        f"alone would allow {case['limit_tokens_per_s']:,.0f} tokens/s. {when['date']}, {processes} of each "
         f"contender; load before: {when['load_before'][0]:.1f} (1 is one busy processor).\n\n"
     )
     yield "| contender | tokens/s (range) | TFLOP/s | MFU | peak memory | compile | losses |\n|---|---|---|---|---|---|---|\n"
