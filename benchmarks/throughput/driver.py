@@ -140,6 +140,8 @@ class Driver:
             variables |= {"JAX_PLATFORMS": "cpu", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         if not worker.startswith("jaxllm"):
             return variables
-        # What jaxllm's command line begins with; every process compiles, as all others do.
-        variables["JAX_COMPILATION_CACHE_DIR"] = folder
+        if self._settings.device == "cpu":
+            # Every process compiles, so that the peaks of all hold it; on a GPU they do not, and the suite's time is short.
+            variables["JAX_COMPILATION_CACHE_DIR"] = folder
+        # What jaxllm's command line begins with.
         return huge_page_environment(["train"], variables) or variables
