@@ -13,7 +13,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from benchmarks._report import write
@@ -25,17 +24,15 @@ TARGET = 1.3
 def compile_once(layers: int, hidden: int) -> dict[str, float]:
     """Seconds of wall and processor time from the jitted function to the executable, in this process."""
     import jax
-    import numpy as np
 
-    from jaxllm.backend import Hyper
     from jaxllm.config import RunConfig
-    from jaxllm.data.batch import Batch
     from jaxllm.families import resolve_model
-    from jaxllm.jax_backend import JaxBackend
-    from jaxllm.jax_backend.optimizer import step_scalars
+    from jaxllm.jax_backend.abstract import compile_step
+    from jaxllm.jax_backend.assembly import assemble
+    from jaxllm.jax_backend.mesh import create_mesh
+    from jaxllm.jax_backend.process import configure_process
     from jaxllm.run import Run
 
-    jax.config.update("jax_enable_compilation_cache", False)
     config = RunConfig.model_validate(
         {
             "name": "compile-time",
@@ -53,15 +50,11 @@ def compile_once(layers: int, hidden: int) -> dict[str, float]:
             "training": {"steps": 1, "global_batch": 4},
         }
     )
-    backend = JaxBackend()
-    backend.start(Run(config, resolve_model(config.model), 1), None)
-    started = backend._started  # noqa: SLF001 - the step itself is what is measured
-    ones = np.ones((4, 128), np.int32)
-    batch = started.feed(Batch(ones, ones, ones.astype(np.float32), ones, ones))
-    scalars = step_scalars(Hyper(1e-3, 0.1, 0.05), config.optimizer, np.dtype(np.float32))
-    wall, cpu = time.perf_counter(), time.process_time()
-    started.train_step.lower(started.params, started.moments, batch, scalars, np.uint32(0)).compile()  # type: ignore[attr-defined]
-    return {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+    configure_process(config)
+    jax.config.update("jax_enable_compilation_cache", False)
+    run, mesh = Run(config, resolve_model(config.model), 1), create_mesh(config)
+    compiled = compile_step(assemble(run, mesh), run, mesh)
+    return {"wall_s": compiled.seconds, "cpu_s": compiled.processor_seconds}
 
 
 def measure(layers: int, hidden: int) -> dict[str, float]:

@@ -124,6 +124,11 @@ class Backend(Protocol):
         """
         ...
 
+    @property
+    def compile_seconds(self) -> float:
+        """What `start` spent on compiling the step; 0 where the first step compiles what it needs."""
+        ...
+
     def step(self, batch: Batch, hyper: Hyper) -> StepResult:
         """One optimiser step on this process's rows of the global batch."""
         ...

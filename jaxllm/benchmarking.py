@@ -47,9 +47,10 @@ class Measurement:
     split: see `Split`.  step_seconds: of one step when steps follow each other as in training, where the host prepares the
     next while the devices work; the median of `BLOCKS` blocks, fastest and slowest: of the other blocks.  tokens_per_second,
     model_tflops (1e12 model FLOP/s, formula of `jaxllm.metrics.flops`), mfu (of the devices' bf16 peak; None where it is not
-    known) follow from it.  start_seconds: from the start of the backend to the end of the first step; compile_seconds: the
-    first step beyond what a step costs.  memory_bytes: peak of the busiest device (of the process on CPU).  losses: of every
-    step, so that two measurements can be seen to have done the same work.  device: as the backend describes it.
+    known) follow from it.  start_seconds: from the start of the backend to the end of the first step; compile_seconds: what
+    the backend's start spent on compiling, and the first step beyond what a step costs.  memory_bytes: peak of the busiest
+    device (of the process on CPU).  losses: of every step, so that two measurements can be seen to have done the same work.
+    device: as the backend describes it.
     """
 
     steps: int
@@ -102,7 +103,7 @@ def measure(
             model_tflops=flops / 1e12,
             mfu=flops / peak if peak else None,
             start_seconds=started,
-            compile_seconds=max(first - split.step, 0.0),
+            compile_seconds=backend.compile_seconds + max(first - split.step, 0.0),
             memory_bytes=backend.memory_bytes(),
             losses=loop.losses(),
             device=backend.device_description(),

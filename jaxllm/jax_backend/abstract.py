@@ -1,4 +1,4 @@
-"""A run's training step without devices: lowered and compiled for shapes alone, for a topology that need not be there."""
+"""A run's training step, lowered and compiled for shapes alone: before there are weights, or for absent devices."""
 
 from __future__ import annotations
 
@@ -57,9 +57,17 @@ class Compiled:
     memory: Mapping[str, int]
     flops: float | None
 
+    @property
+    def seconds(self) -> float:
+        """Of tracing and compiling."""
+        return self.trace_seconds + self.compile_seconds
+
 
 def compile_step(parts: Assembly, run: Run, mesh: Mesh) -> Compiled:
-    """Compile a step ahead of time; jax.errors.JaxRuntimeError (RESOURCE_EXHAUSTED) when it does not fit."""
+    """Compile a step ahead of time; when it is then called with what `abstract_arguments` describes, it is not compiled again.
+
+    jax.errors.JaxRuntimeError (RESOURCE_EXHAUSTED) when it does not fit.
+    """
     started, processor = time.perf_counter(), time.process_time()
     lowered = parts.train_step.lower(*abstract_arguments(parts, run, mesh))  # type: ignore[attr-defined]
     traced = time.perf_counter()
@@ -80,19 +88,14 @@ def compile_step(parts: Assembly, run: Run, mesh: Mesh) -> Compiled:
 
 def abstract_arguments(parts: Assembly, run: Run, mesh: Mesh) -> tuple[Any, ...]:
     """What a training step is called with, as shapes."""
-    policy, layout = parts.network.runtime.policy, Layout(mesh)
+    policy = parts.network.runtime.policy
     shapes, storage = parts.network.shapes, parts.storage
     params, exp_avg, exp_avg_sq = (
         {path: jax.ShapeDtypeStruct(leaf.shape, policy.master, sharding=where[path]) for path, leaf in shapes.items()}
         for where in (storage.params, storage.moments, storage.moments)
     )
-    scalars = StepScalars(*(_scalar(layout, policy.master) for _ in StepScalars._fields))
-    return params, Moments(exp_avg, exp_avg_sq), abstract_batch(run, mesh), scalars, _scalar(layout, jnp.uint32)
-
-
-def _scalar(layout: Layout, dtype: Any) -> jax.ShapeDtypeStruct:
-    """A number that every device has."""
-    return jax.ShapeDtypeStruct((), dtype, sharding=layout.whole)
+    scalars = StepScalars(*(jax.ShapeDtypeStruct((), policy.master) for _ in StepScalars._fields))
+    return params, Moments(exp_avg, exp_avg_sq), abstract_batch(run, mesh), scalars, jax.ShapeDtypeStruct((), jnp.uint32)
 
 
 def abstract_batch(run: Run, mesh: Mesh) -> DeviceBatch:

@@ -20,6 +20,7 @@ from jaxllm.config.batch import BatchPlan, resolve_batch
 from jaxllm.data.batch import Batch, Shard
 from jaxllm.errors import BackendError
 from jaxllm.jax_backend import checkpoint, distributed
+from jaxllm.jax_backend.abstract import compile_step
 from jaxllm.jax_backend.assembly import assemble
 from jaxllm.jax_backend.feed import BatchFeed
 from jaxllm.jax_backend.mesh import create_mesh
@@ -49,6 +50,7 @@ class _Started:
     params: Params
     moments: Moments[jax.Array] | None
     train_step: TrainStep
+    compile_seconds: float
     evaluation_steps: dict[bool, EvaluationStep]  # by whether they give outputs
     steps_taken: int
     flag: distributed.SharedFlag
@@ -88,6 +90,8 @@ class JaxBackend:
         parts = assemble(run, mesh)
         rules, storage = run.model.rules, parts.storage
         master = parts.network.runtime.policy.master
+        # Before there are weights: what the compiler takes and what they take then never stand beside each other.
+        compile_seconds = compile_step(parts, run, mesh).seconds if training else 0.0
         source = state.params if state is not None else initial_weights(run.model, config.seed)
         check_shapes(run.model, source)
         params = load_params(source, rules, storage.params, master)
@@ -107,10 +111,16 @@ class JaxBackend:
             params=params,
             moments=moments,
             train_step=parts.train_step,
+            compile_seconds=compile_seconds,
             evaluation_steps={wanted: build_evaluation_step(parts.network, outputs=wanted) for wanted in (False, True)},
             steps_taken=state.progress.step if state is not None else 0,
             flag=distributed.SharedFlag(mesh),
         )
+
+    @property
+    def compile_seconds(self) -> float:
+        """What `start` spent on compiling the step, or on reading it from the compilation cache."""
+        return self._started.compile_seconds
 
     def step(self, batch: Batch, hyper: Hyper) -> StepResult:
         """One optimiser step on this process's rows of the global batch; returns before the devices have finished."""

@@ -57,6 +57,10 @@ class DeepSpeedBackend:
     def is_main(self) -> bool:
         return self._group.rank == 0
 
+    @property
+    def compile_seconds(self) -> float:
+        return 0.0  # torch.compile, where it is asked for, compiles in the first step
+
     @with_peers()
     def any(self, flag: bool) -> bool:
         return self._group.any(flag)

@@ -67,6 +67,7 @@ def main() -> None:
     backend = create_backend(request.options["backend"])
     clock = Clock(request)
     backend.start(run, None)  # the initial weights of seed 0, which the folder holds
+    clock.compiled(backend.compile_seconds)
     for step, tokens in enumerate(clock.batches()):
         clock.done(backend.step(make_batch(tokens), hyper_of(step)).loss)
     write_answer(clock.answer(backend.memory_bytes() if request.device == "cuda" else None))

@@ -65,8 +65,9 @@ class Answer:
     """What was measured.
 
     losses: of the compared steps.  step_seconds: of a step, one number for each block.  first_seconds: of the first step, which
-    compiles.  start_seconds: until it was done, from the start of the process's work.  memory_bytes: peak of the device, on a
-    CPU of the process; added_bytes: on a CPU, what that is above what imports had taken before.
+    compiles, and of what was compiled before it.  start_seconds: until it was done, from the start of the process's work.
+    memory_bytes: peak of the device, on a CPU of the process; added_bytes: on a CPU, what that is above what
+    imports had taken before.
     """
 
     losses: tuple[float, ...]
@@ -86,7 +87,7 @@ class Clock:
         self._imported = resident_bytes()
         self._begun = self._mark = time.perf_counter()
         self._done = 0
-        self._first = self._start = 0.0
+        self._first = self._start = self._compiled = 0.0
         self._losses: list[float] = []
         self._seconds: list[float] = []
 
@@ -96,13 +97,17 @@ class Clock:
         self._mark = time.perf_counter()
         yield from tokens
 
+    def compiled(self, seconds: float) -> None:
+        """What was spent on compiling before the first step."""
+        self._compiled = seconds
+
     def done(self, loss: Any) -> None:
         """A step was handed to the device; `float(loss)` waits for it."""
         request, self._done = self.request, self._done + 1
         if self._done <= request.compared:
             self._losses.append(float(loss))
             if self._done == 1:
-                self._first = time.perf_counter() - self._mark
+                self._first = self._compiled + time.perf_counter() - self._mark
                 self._start = time.perf_counter() - self._begun
         timed = self._done - request.compared - request.warmup
         if timed == 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from dataclasses import replace
 
 import jax
@@ -63,11 +65,20 @@ def test_steps_equal_torch(start):
         assert cases.relative(ours.exp_avg_sq[name], optimizer.state[parameter]["exp_avg_sq"].numpy()) <= 1e-11, name
 
 
-def test_the_step_compiles_once(start):
+def test_the_step_compiles_once_before_there_are_weights(start, caplog):
     run = cases.make_run()
-    backend = start(run)
-    cases.take_steps(backend, run, range(3))
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        backend = start(run)
+        started = _compiled(caplog.messages)
+        cases.take_steps(backend, run, range(3))
+        assert _compiled(caplog.messages).count("jit(step)") == 1
+    assert started.index("jit(step)") < started.index("jit(init)"), "the moments come after"
     assert backend._started.train_step._cache_size() == 1
+
+
+def _compiled(messages: list[str]) -> list[str]:
+    """The programs that JAX says it has compiled, in order."""
+    return [said.group(1) for said in map(re.compile(r"Finished XLA compilation of (\S+)").match, messages) if said]
 
 
 def test_a_non_finite_step_leaves_everything_as_it_was(start):
