@@ -4,8 +4,8 @@
 
 Shapes: batch x sequence, query heads / key and value heads x head_dim, causal, fp32, all processors; JAX compiles with
 the options of a training step.  JAX and torch are in a process each, since threads of one that wait take time from the other.
-Each round runs every contender once, one after the other, so other load meets all of them, each after a pause and a call that
-is not timed; each round gives a ratio to torch's, and medians are printed.  The results are checked to be the same first.
+Each round runs every contender once, one after the other, so other load meets all of them, each after a pause and calls
+that are not timed; each round gives a ratio to torch's, and medians are printed.  The results are checked to be the same first.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ SHAPES = (
 Call = Callable[[], Any]
 PAUSE = 0.3
 """Seconds in which the threads of the contender before go to sleep."""
+BURST = 0.3
+"""Seconds of calls that follow each other as in training: first so many that are not timed, then so many that are."""
 
 
 def arrays(shape: Shape) -> list[np.ndarray]:
@@ -115,10 +117,18 @@ def work(make: Callable[[Shape], dict[str, tuple[Call, Call]]], shape: Shape, pi
     pipe.send({name: [np.asarray(x) for x in both()] for name, (_, both) in calls.items()})
     while (asked := pipe.recv()) is not None:
         name, index = asked
-        calls[name][index]()
+        _repeat(calls[name][index])
+        pipe.send(statistics.median(_repeat(calls[name][index])))
+
+
+def _repeat(call: Call) -> list[float]:
+    """Seconds of each call, for `BURST` of them; a processor that was idle takes its time to be fast again."""
+    times: list[float] = []
+    while sum(times) < BURST:
         begun = time.perf_counter()
-        calls[name][index]()
-        pipe.send(time.perf_counter() - begun)
+        call()
+        times.append(time.perf_counter() - begun)
+    return times
 
 
 def check(results: dict[str, list[np.ndarray]]) -> None:

@@ -10,6 +10,7 @@ T keys of a block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial, reduce
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 SMALLEST_BLOCK, MOST_BLOCKS = 64, 16
 """Queries of a block: few, so that its scores stay in the cache; but blocks are unrolled, and many take long to compile."""
+
+ENOUGH_ROWS, FEW_BLOCKS = 256, 8
+"""Rows of scores at which a product no longer gains from more; and into how many blocks a row of tokens is cut all the same."""
 
 MOST_KEYS = 1024
 """Keys of one product, so that its scores are still in the cache when they are read."""
@@ -232,7 +236,7 @@ class _Queue:
     """
 
     def __init__(self, groups: int, length: int, spec: AttentionSpec) -> None:
-        self.blocks = tuple(_blocks(length, spec))
+        self.blocks = tuple(_blocks(groups, length, spec))
         largest = max(
             groups * (block.stop - block.start) * (block.keys[-1].last - block.keys[0].first) for block in self.blocks
         )
@@ -255,8 +259,9 @@ class _Queue:
         self._left.append(_sum(result[:1, :1] for result in results))
 
 
-def _blocks(length: int, spec: AttentionSpec) -> Iterator[_Block]:
-    size = max(SMALLEST_BLOCK, -(-length // (MOST_BLOCKS * SMALLEST_BLOCK)) * SMALLEST_BLOCK)
+def _blocks(groups: int, length: int, spec: AttentionSpec) -> Iterator[_Block]:
+    wanted = max(length / MOST_BLOCKS, min(ENOUGH_ROWS / groups, length / FEW_BLOCKS))
+    size = max(1, math.ceil(wanted / SMALLEST_BLOCK)) * SMALLEST_BLOCK
     for start in range(0, length, size):
         stop = min(start + size, length)
         first = 0 if spec.window is None else max(0, start - spec.window + 1)
