@@ -59,7 +59,7 @@ def host_options(command: Callable[..., R]) -> Callable[..., R]:
 def handle_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Print a JaxllmError as its sentence on stderr and exit with 1; exit with 130 after an interrupt.
 
-    A ConfigError that was raised after loading is told its `FILE:LINE` from the verb's own `file` and `overrides`.
+    Memory that runs out, of devices or of the host, is such an error, too.  A ConfigError that was raised after loading is told its `FILE:LINE` from the verb's own `file` and `overrides`.
     """
 
     @functools.wraps(command)
@@ -70,6 +70,11 @@ def handle_errors(command: Callable[P, R]) -> Callable[P, R]:
             error = _placed(error) if isinstance(error, ConfigError) else error
             click.echo(f"error: {error}" if not isinstance(error, ConfigError) else str(error), err=True)
             sys.exit(1)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            click.echo(f"error: {_out_of_memory(error)}", err=True)
+            sys.exit(1)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(130)
@@ -79,6 +84,20 @@ def handle_errors(command: Callable[P, R]) -> Callable[P, R]:
             sys.exit(141)
 
     return wrapped
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of numpy, JAX or torch, none of which is imported for that."""
+    said = any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "DefaultCPUAllocator: can't allocate memory"))
+    return isinstance(error, MemoryError) or said or type(error).__name__ == "OutOfMemoryError"
+
+
+def _out_of_memory(error: Exception) -> str:
+    first = next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return (
+        f"memory ran out ({first}); a smaller training.micro_batch, jax.remat or deepspeed.activation_checkpointing needs less, "
+        "and `jaxllm plan FILE` lists settings that fit"
+    )
 
 
 def _placed(error: ConfigError) -> ConfigError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -114,3 +115,40 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0] == "{"
     assert done.stderr == ""
+
+
+def _numpy() -> None:
+    import numpy as np
+
+    np.empty(2**60, np.uint8)
+
+
+def _torch() -> None:
+    torch = pytest.importorskip("torch", reason="whose memory runs out")
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def _jax() -> None:
+    import jax
+
+    jax.block_until_ready(jax.numpy.zeros(2**50, "uint8"))
+
+
+@pytest.mark.parametrize(("ask", "size"), [(_numpy, "1.00 EiB"), (_torch, str(2**60)), (_jax, str(2**50))])
+def test_memory_that_runs_out_is_one_sentence(ask: Callable[[], None], size: str) -> None:
+    """Of every library's own, with what it was asked for."""
+    said = CliRunner().invoke(click.command()(handle_errors(ask)))
+    assert said.exit_code == 1
+    assert said.stderr.startswith("error: memory ran out (")
+    assert said.stderr.count("\n") == 1
+    assert size in said.stderr
+    assert "training.micro_batch" in said.stderr
+
+
+def test_other_errors_of_a_runtime_stay_what_they_are() -> None:
+    @click.command()
+    @handle_errors
+    def fails() -> None:
+        raise RuntimeError("INTERNAL: a bug")
+
+    assert isinstance(CliRunner().invoke(fails).exception, RuntimeError)
