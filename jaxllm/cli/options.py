@@ -59,7 +59,8 @@ def host_options(command: Callable[..., R]) -> Callable[..., R]:
 def handle_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Print a JaxllmError as its sentence on stderr and exit with 1; exit with 130 after an interrupt.
 
-    Memory that runs out, of devices or of the host, is such an error, too.  A ConfigError that was raised after loading is told its `FILE:LINE` from the verb's own `file` and `overrides`.
+    Memory that runs out, of devices or of the host, is such an error, too.  A ConfigError that was raised after loading is told
+    its `FILE:LINE` from the verb's own `file` and `overrides`.
     """
 
     @functools.wraps(command)
@@ -95,8 +96,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _out_of_memory(error: Exception) -> str:
     first = next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return (
-        f"memory ran out ({first}); a smaller training.micro_batch, jax.remat or deepspeed.activation_checkpointing needs less, "
-        "and `jaxllm plan FILE` lists settings that fit"
+        f"memory ran out ({first}); a smaller training.micro_batch, jax.remat or deepspeed.activation_checkpointing needs "
+        "less, and `jaxllm plan FILE` lists settings that fit"
     )
 
 
