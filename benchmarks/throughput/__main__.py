@@ -1,7 +1,7 @@
 """Training throughput, side by side against what a user would pick instead.
 
     python -m benchmarks.throughput --suite cpu|gpu [--quick] [--only PATTERN ...] [--contenders PATTERN ...] [--rounds N]
-        [--budget SECONDS] [--cache FOLDER] [--json OUT [--add]]
+        [--once PATTERN ...] [--budget SECONDS] [--cache FOLDER] [--json OUT [--add]]
 
 Contenders take turns, A B A B, each time in a fresh process in a virtual environment of its own, which is built from the
 package index when it is first needed.  All train the same model from the same weights on the same tokens with the same AdamW
@@ -10,8 +10,8 @@ apart; numbers are medians over blocks of steps of all rounds, ratios medians ov
 MFU follow one formula (`jaxllm.metrics.flops`: causal attention counted once, nothing recomputed counted).  The limit is the
 fastest rate of large matrix products that torch or JAX reaches here in that precision.
 
-What cannot be installed or run is listed with its reason.  --only and --contenders take patterns like '10M-512-*', 'jaxllm*'.
-All sizes take hours: --add keeps the cases that OUT has of other runs, each of which says when and how it was measured.
+What cannot be installed or run is listed with its reason.  --only, --contenders and --once take patterns like '10M-512-*' and
+'jaxllm*'.  All sizes take hours: --once lists who takes part in the first round only, and --add keeps the cases that OUT has of other runs, each of which says when and how it was measured.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ import argparse
 import json
 import os
 from dataclasses import replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from benchmarks._report import commit, today, write
 from benchmarks.throughput.cases import SUITES, Case
 from benchmarks.throughput.contenders import CONTENDERS
-from benchmarks.throughput.driver import Driver, Settings
+from benchmarks.throughput.driver import Driver, Settings, matches
 from benchmarks.throughput.report import lines, summary
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxllm" / "benchmarks"
-# The GPU suite is to be done in eight minutes, from the first process on.
+# The GPU suite is to be done in eight minutes, from the first process on; a case takes half of what is left at most, so that
+# the largest, which comes first, leaves time for the others.
 BUDGETS = {"cpu": 6 * 3600.0, "gpu": 470.0}
+SHARES = {"cpu": 1.0, "gpu": 0.5}
 
 
 def main() -> None:
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round of the smallest case in every precision, fewer steps")
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="cases")
     parser.add_argument("--contenders", nargs="+", default=["*"], metavar="PATTERN")
+    parser.add_argument("--once", nargs="+", default=[], metavar="PATTERN", help="contenders of the first round only")
     parser.add_argument("--rounds", type=int, help="default: 3 on a CPU, 2 on a GPU")
     parser.add_argument("--budget", type=float, help="seconds after which no process is started any more")
     parser.add_argument("--seconds", type=float, default=900.0, help="for one process")
@@ -48,8 +50,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--add", action="store_true", help="keep the other cases that are in the file of --json")
     arguments = parser.parse_args()
-    cases = [case for case in SUITES[arguments.suite] if _matches(case.name, arguments.only)]
-    contenders = [contender for contender in CONTENDERS if _matches(contender.name, arguments.contenders)]
+    cases = [case for case in SUITES[arguments.suite] if matches(case.name, arguments.only)]
+    contenders = [contender for contender in CONTENDERS if matches(contender.name, arguments.contenders)]
     if not cases or not contenders:
         parser.error("no case or no contender has such a name")
     if arguments.quick:
@@ -57,12 +59,15 @@ def main() -> None:
     device = "cuda" if arguments.suite == "gpu" else "cpu"
     rounds = arguments.rounds or (1 if arguments.quick else 3 if device == "cpu" else 2)
     budget = arguments.budget or BUDGETS[arguments.suite]
-    driver = Driver(contenders, Settings(arguments.cache.resolve(), device, rounds, arguments.seconds, budget))
+    settings = Settings(
+        arguments.cache.resolve(), device, rounds, arguments.seconds, budget, SHARES[arguments.suite], tuple(arguments.once)
+    )
+    driver = Driver(contenders, settings)
     found = _kept(arguments.json) if arguments.add else {}
     for case in cases:
         print(case.name, flush=True)
         load = os.getloadavg()
-        measured = summary(driver.run(case), _peak(device))
+        measured = summary(driver.run(case, last=case is cases[-1]), _peak(device))
         found[case.name] = measured | {"measured": {"date": today(), "rounds": rounds, "load_before": load, "git": commit()}}
         print("\n".join(lines(measured)), flush=True)
         # Written after every case, so that what was measured survives an end.
@@ -75,10 +80,6 @@ def _kept(path: Path | None) -> dict[str, dict[str, Any]]:
     if path is None or not path.exists():
         return {}
     return {case["case"]["name"]: case for case in json.loads(path.read_text())["results"].get("cases", [])}
-
-
-def _matches(name: str, patterns: list[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _quick(case: Case) -> Case:

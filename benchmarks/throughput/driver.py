@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ from benchmarks.throughput.workers.protocol import Answer, Request
 from jaxllm.cli.start import huge_page_environment
 
 REPOSITORY = Path(__file__).parents[2]
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the patterns fits, as in a shell."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 @dataclass
@@ -36,7 +42,8 @@ class Settings:
     """How it is measured.
 
     cache: of environments.  device: cpu or cuda.  rounds: processes of each contender and case.  seconds: for one process;
-    budget: for everything, after which no process is started any more.
+    budget: for everything, after which no process is started any more.  share: of what is left of the budget, which a case may
+    use unless it is the last.  once: patterns of contenders that take part in the first round only.
     """
 
     cache: Path
@@ -44,6 +51,8 @@ class Settings:
     rounds: int
     seconds: float
     budget: float
+    share: float = 1.0
+    once: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,10 @@ class Driver:
             return str(error)
         return None
 
-    def run(self, case: Case) -> Found:
-        """All rounds of all contenders of one case."""
+    def run(self, case: Case, *, last: bool) -> Found:
+        """All rounds of all contenders of one case, the last of them or not."""
+        now = time.monotonic()
+        end = self._end if last else now + (self._end - now) * self._settings.share
         entries = [Entry(contender, failure=self._unavailable[contender.name]) for contender in self._contenders]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -80,15 +91,16 @@ class Driver:
             limit = self._limit(case, folder)
             for number in range(self._settings.rounds):
                 for entry in entries:
-                    self._round(case, entry, folder, number)
+                    if number == 0 or not matches(entry.contender.name, self._settings.once):
+                        self._round(case, entry, folder, end)
         return Found(case, entries, limit)
 
-    def _round(self, case: Case, entry: Entry, folder: Path, number: int) -> None:
+    def _round(self, case: Case, entry: Entry, folder: Path, end: float) -> None:
         if entry.failure is not None:
             return
-        left = self._end - time.monotonic()
+        left = end - time.monotonic()
         if left <= 0:
-            if number == 0:
+            if not entry.answers:
                 entry.failure = "not started: the time for all measurements was used up"
             return
         contender = entry.contender

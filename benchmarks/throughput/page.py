@@ -35,23 +35,27 @@ def text_of(suite: str, report: dict[str, Any]) -> Iterator[str]:
 
 def _table(case: dict[str, Any]) -> Iterator[str]:
     said, when = case["case"], case["measured"]
-    processes = "one process" if when["rounds"] == 1 else f"{when['rounds']} processes"
     yield (
         f"{said['name']}: {case['parameters'] / 1e6:.1f} M parameters, {said['rows']} x {said['sequence']} tokens. Products "
-        f"alone would allow {case['limit_tokens_per_s']:,.0f} tokens/s. {when['date']}, {processes} of each "
-        f"contender; load before: {when['load_before'][0]:.1f} (1 is one busy processor).\n\n"
+        f"alone would allow {case['limit_tokens_per_s']:,.0f} tokens/s. {when['date']}; "
+        f"load before: {when['load_before'][0]:.1f} (1 is one busy processor).\n\n"
     )
-    yield "| contender | tokens/s (range) | TFLOP/s | MFU | peak memory | compile | losses |\n|---|---|---|---|---|---|---|\n"
+    yield (
+        "| contender | tokens/s (range) | processes | TFLOP/s | MFU | of products alone | peak memory | compile | losses |\n"
+        "|---|---|---|---|---|---|---|---|---|\n"
+    )
     for row in case["contenders"]:
         if "failure" in row:
-            yield f"| {row['name']} | {row['failure']} | | | | | |\n"
+            yield f"| {row['name']} | {row['failure']} | | | | | | | |\n"
             continue
         low, high = row["tokens_per_s_range"]
         mfu = "" if row["mfu"] is None else f"{row['mfu']:.1%}"
+        share = row["tokens_per_s"] / case["limit_tokens_per_s"]
         losses = " ".join(f"{loss:.4f}" for loss in row["losses"]) + ("" if row["same_work"] else " **not the same work**")
         yield (
-            f"| {row['name']} | {row['tokens_per_s']:,.0f} ({low:,.0f} to {high:,.0f}) | {row['model_tflops']:.3f} | {mfu} | "
-            f"{row['memory_bytes'] / 2**30:.2f} GiB | {row['compile_seconds']:.1f} s | {losses} |\n"
+            f"| {row['name']} | {row['tokens_per_s']:,.0f} ({low:,.0f} to {high:,.0f}) | {len(row['rounds'])} | "
+            f"{row['model_tflops']:.3f} | {mfu} | {share:.2f} | {row['memory_bytes'] / 2**30:.2f} GiB | "
+            f"{row['compile_seconds']:.1f} s | {losses} |\n"
         )
     yield "\n"
     for ratio in case["ratios"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from fnmatch import fnmatch
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from benchmarks.throughput.__main__ import _kept
 from benchmarks.throughput.cases import CPU, GPU
 from benchmarks.throughput.contenders import CONTENDERS, EAGER, JAXLLM_JAX, TARGETS
-from benchmarks.throughput.driver import Entry, Found
+from benchmarks.throughput.driver import Driver, Entry, Found, Settings
 from benchmarks.throughput.environments import last_line
 from benchmarks.throughput.page import text_of
 from benchmarks.throughput.prepared import prepare
@@ -89,7 +90,52 @@ def test_the_page_says_when_each_case_was_measured():
         "results": {"cases": [summary(found(), None) | {"measured": measured}]},
     }
     text = "".join(text_of("CPU", report))
-    assert "2026-01-02, 3 processes of each contender; load before: 0.1" in text
+    assert "2026-01-02; load before: 0.1" in text
+    row = next(line for line in text.splitlines() if line.startswith(f"| {JAXLLM_JAX.name} |")).split(" | ")
+    assert row[2] == "2"  # processes
+    assert float(row[5]) == pytest.approx(found_share(), abs=0.005)
+
+
+def found_share():
+    report = summary(found(), None)
+    return report["contenders"][0]["tokens_per_s"] / report["limit_tokens_per_s"]
+
+
+class Counted(Driver):
+    """A driver whose processes are counted, and take no time."""
+
+    def __init__(self, contenders, settings, now):
+        self.started, self.now = [], now
+        super().__init__(contenders, settings)
+
+    def _process(self, _python, worker, _request, _seconds):
+        self.started.append(worker)
+        self.now[0] += 10.0
+        return {"torch": 1e11} if worker == "matmul" else asdict(answer((9.0,), (1.0,)))
+
+
+def counted(monkeypatch, tmp_path, **settings):
+    now = [0.0]
+    monkeypatch.setattr("benchmarks.throughput.driver.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("benchmarks.throughput.driver.python_of", lambda *_: tmp_path)
+    wanted = {"rounds": 3, "seconds": 60.0, "budget": 1000.0, **settings}
+    return Counted((JAXLLM_JAX, EAGER), Settings(tmp_path, "cpu", **wanted), now)
+
+
+def test_contenders_take_turns_and_slow_ones_may_run_once(monkeypatch, tmp_path):
+    driver = counted(monkeypatch, tmp_path, once=("torch*",))
+    entries = driver.run(CPU[0], last=True).entries
+    assert driver.started == ["matmul", "jaxllm_backend", "torch_loop", "jaxllm_backend", "jaxllm_backend"]
+    assert [len(entry.answers) for entry in entries] == [3, 1]
+
+
+def test_a_case_leaves_time_for_those_after_it(monkeypatch, tmp_path):
+    driver = counted(monkeypatch, tmp_path, budget=80.0, share=0.5)
+    first, second = driver.run(CPU[0], last=False).entries, driver.run(CPU[0], last=True).entries
+    assert [len(entry.answers) for entry in first] == [2, 1]  # 40 of 80 seconds, 10 of them for products
+    assert [len(entry.answers) for entry in second] == [2, 1]
+    late = driver.run(CPU[0], last=True)
+    assert all(entry.failure.startswith("not started") for entry in late.entries)
 
 
 def test_cases_of_other_runs_are_kept(tmp_path):
