@@ -11,7 +11,8 @@ MFU follow one formula (`jaxllm.metrics.flops`: causal attention counted once, n
 fastest rate of large matrix products that torch or JAX reaches here in that precision.
 
 What cannot be installed or run is listed with its reason.  --only, --contenders and --once take patterns like '10M-512-*' and
-'jaxllm*'.  All sizes take hours: --once lists who takes part in the first round only, and --add keeps the cases that OUT has of other runs, each of which says when and how it was measured.
+'jaxllm*'.  All sizes take hours: --once lists who takes part in the first round only, and --add keeps the cases that OUT has
+of other runs, each of which says when and how it was measured.
 """
 
 from __future__ import annotations

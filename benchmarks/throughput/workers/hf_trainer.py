@@ -86,8 +86,9 @@ def main() -> None:
             output_dir=folder, deepspeed=deepspeed, per_device_train_batch_size=tokens.shape[1], max_steps=request.steps,
             learning_rate=LEARNING_RATE, lr_scheduler_type="constant", adam_beta1=BETAS[0], adam_beta2=BETAS[1],
             adam_epsilon=EPS, weight_decay=WEIGHT_DECAY, max_grad_norm=CLIP_NORM, bf16=bf16, use_cpu=cpu,
-            optim="adamw_torch_fused", save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False,
-            dataloader_pin_memory=not cpu, gradient_checkpointing=bool(request.options.get("checkpoint")),
+            optim="adamw_torch_fused", save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
+            remove_unused_columns=False, dataloader_pin_memory=not cpu,
+            gradient_checkpointing=bool(request.options.get("checkpoint")),
         )  # fmt: skip
         dtype = torch.bfloat16 if bf16 else torch.float32
         model = AutoModelForCausalLM.from_pretrained(request.folder, dtype=dtype, attn_implementation="sdpa")
