@@ -12,7 +12,7 @@ fastest rate of large matrix products that torch or JAX reaches here in that pre
 
 What cannot be installed or run is listed with its reason.  --only, --contenders and --once take patterns like '10M-512-*' and
 'jaxllm*'.  All sizes take hours: --once lists who takes part in the first round only, and --add keeps the cases that OUT has
-of other runs, each of which says when and how it was measured.
+of other runs, and of a case measured again the contenders and the ratios that this run has not; each says when it was measured.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks._report import commit, today, write
 from benchmarks.throughput.cases import SUITES, Case
 from benchmarks.throughput.contenders import CONTENDERS
 from benchmarks.throughput.driver import Driver, Settings, matches
-from benchmarks.throughput.report import lines, summary
+from benchmarks.throughput.report import added, lines, stamp_all, summary
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxllm" / "benchmarks"
 # The GPU suite is to be done in eight minutes, from the first process on; a case takes half of what is left at most, so that
@@ -49,15 +49,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=900.0, help="for one process")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where environments are kept")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--add", action="store_true", help="keep the other cases that are in the file of --json")
+    parser.add_argument("--add", action="store_true", help="keep what else is in the file of --json")
     arguments = parser.parse_args()
     cases = [case for case in SUITES[arguments.suite] if matches(case.name, arguments.only)]
-    contenders = [contender for contender in CONTENDERS if matches(contender.name, arguments.contenders)]
+    device = "cuda" if arguments.suite == "gpu" else "cpu"
+    contenders = [one for one in CONTENDERS if device in one.devices and matches(one.name, arguments.contenders)]
     if not cases or not contenders:
         parser.error("no case or no contender has such a name")
     if arguments.quick:
         cases = [_quick(case) for case in cases if case.model == cases[0].model and case.sequence == cases[0].sequence]
-    device = "cuda" if arguments.suite == "gpu" else "cpu"
     rounds = arguments.rounds or (1 if arguments.quick else 3 if device == "cpu" else 2)
     budget = arguments.budget or BUDGETS[arguments.suite]
     settings = Settings(
@@ -69,8 +69,9 @@ def main() -> None:
         print(case.name, flush=True)
         load = os.getloadavg()
         measured = summary(driver.run(case, last=case is cases[-1]), _peak(device))
-        found[case.name] = measured | {"measured": {"date": today(), "rounds": rounds, "load_before": load, "git": commit()}}
         print("\n".join(lines(measured)), flush=True)
+        stamp_all(measured, {"date": today(), "load_before": load, "git": commit()})
+        found[case.name] = added(found.get(case.name), measured)
         # Written after every case, so that what was measured survives an end.
         in_order = [found[case.name] for case in SUITES[arguments.suite] if case.name in found]
         write(arguments.json, {"suite": arguments.suite, "cases": in_order})

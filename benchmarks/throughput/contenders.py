@@ -19,13 +19,17 @@ _JAX_CUDA = Environment("jax-cuda", ("jax[cuda13]", "optax", "numpy", "safetenso
 
 @dataclass(frozen=True)
 class Contender:
-    """worker: a module of benchmarks.throughput.workers.  environment: on a CPU; cuda: on a GPU, where it is another."""
+    """worker: a module of benchmarks.throughput.workers.  environment: on a CPU; cuda: on a GPU, where it is another.
+
+    devices: those that it is measured on.
+    """
 
     name: str
     worker: str
     environment: Environment
     options: Mapping[str, Any] = field(default_factory=dict)
     cuda: Environment | None = None
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
     def environment_on(self, device: str) -> Environment:
         """The environment that its process runs in."""
@@ -56,10 +60,21 @@ COMPILED = Contender("torch compile", "torch_loop", _TORCH, {"compile": True})
 TRAINER = tuple(
     Contender(f"transformers trainer, zero {stage}", "hf_trainer", _TRAINER, {"zero_stage": stage}) for stage in (0, 2, 3)
 )
+# What can be chosen on a GPU, each against what the case sets.
+_JAX_CHOICES = (*(("remat", policy) for policy in ("none", "products", "dots", "full")), ("attention", "xla"))
+_CHOICES = (
+    *((f"jax, {key} {value}", {"backend": "jax", "jax": {key: value}}) for key, value in _JAX_CHOICES),
+    *(
+        (f"deepspeed, zero 0, {key}", {"backend": "deepspeed", "deepspeed": {"zero_stage": 0, key: True}})
+        for key in ("torch_compile", "liger")
+    ),
+)
+CHOICES = tuple(Contender(f"jaxllm {name}", "jaxllm_backend", HERE, options, devices=("cuda",)) for name, options in _CHOICES)
 LITGPT = Contender("litgpt", "litgpt_loop", _LITGPT)
 
 CONTENDERS = (
     JAXLLM_JAX, ZERO[0], EAGER, TRAINER[0], COMPILED, LITGPT, PLAIN_JAX, JAXLLM_BARE, ZERO[1], TRAINER[1], ZERO[2], TRAINER[2],
+    *CHOICES,
 )  # fmt: skip
 """In the order in which they run: where time is short, the last ones are left out."""
 

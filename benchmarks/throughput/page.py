@@ -34,14 +34,13 @@ def text_of(suite: str, report: dict[str, Any]) -> Iterator[str]:
 
 
 def _table(case: dict[str, Any]) -> Iterator[str]:
-    said, when = case["case"], case["measured"]
+    said = case["case"]
     yield (
         f"{said['name']}: {case['parameters'] / 1e6:.1f} M parameters, {said['rows']} x {said['sequence']} tokens. Products "
-        f"alone would allow {case['limit_tokens_per_s']:,.0f} tokens/s. {when['date']}; "
-        f"load before: {when['load_before'][0]:.1f} (1 is one busy processor).\n\n"
+        f"alone would allow {case['limit_tokens_per_s']:,.0f} tokens/s.\n\n"
     )
     yield (
-        "| contender | tokens/s (range) | processes | TFLOP/s | MFU | of products alone | peak memory | compile | losses |\n"
+        "| contender | tokens/s (range) | measured | TFLOP/s | MFU | of products alone | peak memory | compile | losses |\n"
         "|---|---|---|---|---|---|---|---|---|\n"
     )
     for row in case["contenders"]:
@@ -52,8 +51,9 @@ def _table(case: dict[str, Any]) -> Iterator[str]:
         mfu = "" if row["mfu"] is None else f"{row['mfu']:.1%}"
         share = row["tokens_per_s"] / case["limit_tokens_per_s"]
         losses = " ".join(f"{loss:.4f}" for loss in row["losses"]) + ("" if row["same_work"] else " **not the same work**")
+        measured = f"{row['measured']['date']}, {len(row['rounds'])} x"
         yield (
-            f"| {row['name']} | {row['tokens_per_s']:,.0f} ({low:,.0f} to {high:,.0f}) | {len(row['rounds'])} | "
+            f"| {row['name']} | {row['tokens_per_s']:,.0f} ({low:,.0f} to {high:,.0f}) | {measured} | "
             f"{row['model_tflops']:.3f} | {mfu} | {share:.2f} | {row['memory_bytes'] / 2**30:.2f} GiB | "
             f"{row['compile_seconds']:.1f} s | {losses} |\n"
         )
@@ -62,10 +62,15 @@ def _table(case: dict[str, Any]) -> Iterator[str]:
         low, high = ratio["range"]
         reached = "reached" if ratio["reached"] else "missed"
         yield (
-            f"- {ratio['of']} / {ratio['over']}: {ratio['ratio']:.2f} ({low:.2f} to {high:.2f}); wanted {ratio['target']}: "
-            f"{reached}\n"
+            f"- {ratio['of']} / {ratio['over']}: {ratio['ratio']:.2f} ({low:.2f} to {high:.2f}, {_rounds(ratio)}); "
+            f"wanted {ratio['target']}: {reached}\n"
         )
     yield "\n"
+
+
+def _rounds(ratio: dict[str, Any]) -> str:
+    number = ratio["rounds"]
+    return "one round" if number == 1 else f"{number} rounds"
 
 
 def plot(cases: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.throughput.contenders import TARGETS
+from benchmarks.throughput.contenders import CONTENDERS, TARGETS
 from benchmarks.throughput.driver import Entry, Found
 from benchmarks.throughput.prepared import model_of
 from jaxllm.metrics.flops import flops_per_token
@@ -62,6 +62,26 @@ def _row(entry: Entry, tokens: int, flops: float, peak: float | None) -> dict[st
     }
 
 
+def stamp_all(measured: dict[str, Any], stamp: dict[str, Any]) -> None:
+    """Say of every row and ratio of a case when and how it was measured."""
+    for part in (*measured["contenders"], *measured["ratios"]):
+        part["measured"] = stamp
+
+
+def added(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """A case measured again, with the contenders and the ratios of `old` that were not; contenders in their usual order."""
+    if old is None:
+        return new
+    rows = {row["name"]: row for row in (*old["contenders"], *new["contenders"])}
+    ratios = {(ratio["of"], ratio["over"]): ratio for ratio in (*old["ratios"], *new["ratios"])}
+    order = [contender.name for contender in CONTENDERS]
+    targets = [(first, second) for first, second, _ in TARGETS]
+    return new | {
+        "contenders": [rows[name] for name in order if name in rows],
+        "ratios": [ratios[pair] for pair in targets if pair in ratios],
+    }
+
+
 def _difference(losses: Sequence[float], reference: Sequence[float]) -> float:
     return max((abs(loss - wanted) / abs(wanted) for loss, wanted in zip(losses, reference, strict=True)), default=0.0)
 
@@ -79,8 +99,8 @@ def _ratio(entries: Sequence[Entry], first: str, second: str, target: float) -> 
         return None
     ratio = statistics.median(ratios)
     return {
-        "of": first, "over": second, "ratio": ratio, "range": [min(ratios), max(ratios)], "target": target,
-        "reached": ratio >= target,
+        "of": first, "over": second, "ratio": ratio, "rounds": len(ratios), "range": [min(ratios), max(ratios)],
+        "target": target, "reached": ratio >= target,
     }  # fmt: skip
 
 

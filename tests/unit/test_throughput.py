@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatch
 
 import numpy as np
@@ -16,7 +16,7 @@ from benchmarks.throughput.driver import Driver, Entry, Found, Settings
 from benchmarks.throughput.environments import last_line
 from benchmarks.throughput.page import text_of
 from benchmarks.throughput.prepared import prepare
-from benchmarks.throughput.report import lines, summary
+from benchmarks.throughput.report import added, lines, stamp_all, summary
 from benchmarks.throughput.workers import jaxllm_backend
 from benchmarks.throughput.workers.protocol import Answer, Clock, Request
 
@@ -78,21 +78,30 @@ def test_names_of_targets_and_cases_are_there():
     assert all(contender.options_for(case) is not None for contender in CONTENDERS for case in GPU)
 
 
+@pytest.mark.parametrize("case", GPU, ids=lambda case: case.name)
+def test_choices_on_a_gpu_are_runs_that_jaxllm_takes(case, tmp_path):
+    prepare(replace(case, model={**case.model, "num_hidden_layers": 1, "hidden_size": 192, "vocab_size": 99}), tmp_path)
+    for contender in CONTENDERS:
+        if contender.worker != "jaxllm_backend":
+            continue
+        options = contender.options_for(case)
+        config = jaxllm_backend.make_run(Request(str(tmp_path), case.precision, "cuda", 1, 0, 1, 1, options)).config
+        for section in ("jax", "deepspeed"):
+            assert all(getattr(getattr(config, section), key) == value for key, value in options.get(section, {}).items())
+
+
 def test_a_suite_that_was_not_run_says_so():
     text = "".join(text_of("GPU", {"results": {"not_run": "It has not been run.", "command": "python -m x"}}))
     assert "It has not been run. The command: `python -m x`" in text
 
 
 def test_the_page_says_when_each_case_was_measured():
-    measured = {"date": "2026-01-02", "rounds": 3, "load_before": [0.1, 0.2, 0.3], "git": None}
-    report = {
-        "machine": {"cpu": "a processor", "cpus": 2},
-        "results": {"cases": [summary(found(), None) | {"measured": measured}]},
-    }
-    text = "".join(text_of("CPU", report))
-    assert "2026-01-02; load before: 0.1" in text
+    case = summary(found(Entry(EAGER, [answer((9.0, 8.0), (2.0, 2.2))])), None)
+    stamp_all(case, {"date": "2026-01-02", "load_before": [0.1, 0.2, 0.3], "git": None})
+    text = "".join(text_of("CPU", {"machine": {"cpu": "a processor", "cpus": 2}, "results": {"cases": [case]}}))
     row = next(line for line in text.splitlines() if line.startswith(f"| {JAXLLM_JAX.name} |")).split(" | ")
-    assert row[2] == "2"  # processes
+    assert row[2] == "2026-01-02, 2 x"
+    assert f"{JAXLLM_JAX.name} / {EAGER.name}: 2.00 (2.00 to 2.00, one round); wanted 1.0: reached" in text
     assert float(row[5]) == pytest.approx(found_share(), abs=0.005)
 
 
@@ -136,6 +145,18 @@ def test_a_case_leaves_time_for_those_after_it(monkeypatch, tmp_path):
     assert [len(entry.answers) for entry in second] == [2, 1]
     late = driver.run(CPU[0], last=True)
     assert all(entry.failure.startswith("not started") for entry in late.entries)
+
+
+def test_contenders_of_other_runs_are_kept():
+    old = summary(found(Entry(EAGER, [answer((9.0, 8.0), (2.0, 2.2))])), None)
+    stamp_all(old, {"date": "old"})
+    new = summary(Found(CPU[0], [Entry(EAGER, [answer((9.0, 8.0), (4.0,))])], {"torch": 1e11}), None)
+    stamp_all(new, {"date": "new"})
+    both = added(old, new)
+    assert {row["name"]: row["measured"]["date"] for row in both["contenders"]} == {JAXLLM_JAX.name: "old", EAGER.name: "new"}
+    assert [ratio["measured"]["date"] for ratio in both["ratios"]] == ["old"]
+    assert both["limit_tokens_per_s"] == new["limit_tokens_per_s"]
+    assert added(None, new) is new
 
 
 def test_cases_of_other_runs_are_kept(tmp_path):
