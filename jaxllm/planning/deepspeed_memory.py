@@ -22,7 +22,7 @@ from jaxllm.families.spec import ModelSpec
 from jaxllm.planning.memory import Memory, Moment, moment
 from jaxllm.planning.setting import Setting, axes_of
 from jaxllm.planning.torch_activations import activation_bytes, norm_bytes, working_bytes
-from jaxllm.torch_backend.bucket import LARGEST_BUCKET, bucket_elements, process_elements
+from jaxllm.torch_backend.bucket import bucket_elements, process_elements
 from jaxllm.torch_backend.documents import goes_by_documents
 
 FLAT_REDUCTION = 500_000_000
@@ -42,7 +42,8 @@ SUB_GROUP = 1_000_000_000
 class _Sizes:
     """Bytes of what the moments are made of.
 
-    fetched: of weights as stage 3 receives them, before each has a place of its own.  chunked: what a loss in chunks makes
+    reduced: elements of gradients that DeepSpeed adds up at a time.  fetched: of weights as stage 3 receives them, before each
+    has a place of its own.  chunked: what a loss in chunks makes
     beside logits.  head, first: gradients of the output head, and of the embeddings with the first layer.
     """
 
@@ -53,6 +54,7 @@ class _Sizes:
     gradients: float
     activations: float
     working: float
+    reduced: float
     bucket: float
     fetched: float
     logits: float
@@ -64,9 +66,10 @@ class _Sizes:
 def deepspeed_memory(model: Model, setting: Setting, *, cuda: bool = True) -> Memory:
     """Memory of one process, at the moments of a step that can be the fullest.
 
-    cuda: on a GPU torch's AdamW works on all tensors at once and holds the roots of all second moments for it.
+    cuda: on a GPU torch's AdamW works on all tensors at once and holds the roots of all second moments for it, and DeepSpeed's
+    bucket is larger.
     """
-    sizes = _sizes(model, setting)
+    sizes = _sizes(model, setting, "cuda" if cuda else "cpu")
     stage = setting.zero_stage
     bucket = sizes.bucket
     kept = _kept_between_steps(sizes, setting)
@@ -126,10 +129,11 @@ def _shards(setting: Setting) -> int:
     return setting.groups * setting.parallel.context
 
 
-def _sizes(model: Model, setting: Setting) -> _Sizes:
+def _sizes(model: Model, setting: Setting, device: str) -> _Sizes:
     spec, tokens, tensor = model.spec, float(setting.tokens), setting.parallel.tensor
     parameters = float(process_elements(model, tensor))
     shards = _shards(setting) if setting.zero_stage else 1
+    reduced = float(bucket_elements(model, tensor, device))
     last = tokens * (norm_bytes(spec, setting) + 8.0 * 3)  # and tokens, positions and targets
     return _Sizes(
         parameters=parameters,
@@ -139,7 +143,8 @@ def _sizes(model: Model, setting: Setting) -> _Sizes:
         gradients=4.0 * parameters,
         activations=activation_bytes(model, setting) + last + _mask_bytes(spec, setting),
         working=working_bytes(model, setting),
-        bucket=_bucket_bytes(setting) * bucket_elements(model, tensor),
+        reduced=reduced,
+        bucket=_bucket_bytes(setting) * reduced,
         fetched=_fetched_bytes(parameters, setting),
         logits=_logits_bytes(spec, setting),
         chunked=0.0 if setting.chunk(spec) is None else _chunked_bytes(spec, setting),
@@ -205,7 +210,7 @@ def _reduction(
 ) -> Moment:
     """The end of the last backward pass: all gradients are there and are added up over the processes."""
     stage, bf16 = setting.zero_stage, setting.precision == "bf16"
-    at_once = 4.0 * min(sizes.parameters, FLAT_REDUCTION if stage < 2 and not sizes.bucket else LARGEST_BUCKET)
+    at_once = 4.0 * (sizes.reduced if sizes.bucket else min(sizes.parameters, FLAT_REDUCTION))
     part = sizes.gradients / _shards(setting)
     if stage == 0:
         gradients, buffers = sizes.gradients, at_once if _shards(setting) > 1 else 0.0
@@ -215,10 +220,10 @@ def _reduction(
         # The bucket's gradients in the order of processes; gloo, not NCCL, makes a copy of them.  A model of less than a bucket
         # has let go of its weights by then.
         buffers = sizes.bucket + (at_once if cuda else 2 * at_once)
-        gathered = gathered if sizes.parameters > LARGEST_BUCKET else 0.0
+        gathered = gathered if sizes.parameters > sizes.reduced else 0.0
     else:
         # In bf16 the bucket's gradients are there three times: as autograd made them, in float32, and this process's part.
-        more = part + setting.compute_bytes * min(sizes.parameters, LARGEST_BUCKET) if bf16 else carried
+        more = part + setting.compute_bytes * sizes.reduced if bf16 else carried
         gradients, buffers = gradients + more, sizes.bucket + at_once
     named = f"adding gradients up over {setting.groups} processes" if setting.groups > 1 else "the end of the backward pass"
     return moment(named, **whole, gradients=gradients, weights_in_use=gathered, buffers=buffers)

@@ -23,7 +23,7 @@ from jaxllm.torch_backend.combinations import check_combinations
 from jaxllm.torch_backend.decoder import TorchDecoder
 from jaxllm.torch_backend.engine import Engine, create_engine
 from jaxllm.torch_backend.group import Group, join, with_peers
-from jaxllm.torch_backend.host_memory import keep_freed_memory
+from jaxllm.torch_backend.host_memory import suit_memory
 from jaxllm.torch_backend.liger import check_liger
 from jaxllm.torch_backend.memory import MemoryMeter
 from jaxllm.torch_backend.mesh import Mesh, make_mesh
@@ -89,7 +89,7 @@ class DeepSpeedBackend:
         self._run = run
         import_model(run.model)
         if self._group.device.type == "cpu":
-            keep_freed_memory()
+            suit_memory(config.deepspeed.zero_stage)
         self._memory = MemoryMeter(self._group.device)
         self._engine = create_engine(run, self._mesh, plan, training)
         settings, chunk = config.deepspeed, config.training.loss_chunk

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 from jaxllm.families import Model, WeightRule
 
-LARGEST_BUCKET = 200_000_000
-"""Elements that are reduced at a time: enough for the links' full rate, and a bounded buffer for large models."""
+LARGEST_BUCKET = {"cuda": 200_000_000, "cpu": 25_000_000}
+"""Elements that are reduced at a time, by device: enough for the links' full rate, and a bounded buffer for large models.
+
+gloo, which links CPUs, gains nothing from more, and there two further copies of a bucket lie beside it.
+"""
 
 
-def bucket_elements(model: Model, tensor: int) -> int:
-    """Elements of the bucket: a model that has fewer never fills a larger one.  tensor: processes of an AutoTP group."""
-    return min(LARGEST_BUCKET, process_elements(model, tensor))
+def bucket_elements(model: Model, tensor: int, device: str) -> int:
+    """Elements of the bucket: a model that has fewer never fills a larger one.
+
+    tensor: processes of an AutoTP group.  device: torch's type of device, "cuda" or "cpu".
+    """
+    return min(LARGEST_BUCKET[device], process_elements(model, tensor))
 
 
 def process_elements(model: Model, tensor: int) -> int:

@@ -36,7 +36,7 @@ def deepspeed_config(run: Run, plan: BatchPlan, mesh: Mesh) -> dict[str, Any]:
         "data_types": {"grad_accum_dtype": "fp32"},
         "fp16": {"enabled": False},
         "bf16": _bf16(config),
-        "zero_optimization": _zero(config.deepspeed, mesh, bucket_elements(run.model, mesh.tensor)),
+        "zero_optimization": _zero(config.deepspeed, mesh, bucket_elements(run.model, mesh.tensor, mesh.group.device.type)),
         "zero_allow_untested_optimizer": False,
         "zero_force_ds_cpu_optimizer": False,
         "tensor_parallel": {"autotp_size": mesh.tensor, "vocab_parallel_lm_head": False, "tp_overlap_comm": False},
@@ -68,7 +68,7 @@ def _zero(config: DeepSpeedConfig, mesh: Mesh, bucket: int) -> dict[str, Any]:
         "reduce_scatter": True,
         "reduce_bucket_size": bucket,
         "allgather_partitions": True,
-        "allgather_bucket_size": LARGEST_BUCKET,  # a bound, not a buffer
+        "allgather_bucket_size": LARGEST_BUCKET[mesh.group.device.type],  # a bound, not a buffer
         "round_robin_gradients": False,
         "elastic_checkpoint": False,
         "ignore_unused_parameters": False,

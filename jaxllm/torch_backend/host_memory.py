@@ -1,7 +1,9 @@
-"""What one training step on a CPU gives back is kept for the next one.
+"""How a process that trains on a CPU gets its memory from malloc, and when it gives it back.
 
 torch takes its tensors from malloc, which maps each large one anew and unmaps it when it is freed: the kernel fills the same
-hundreds of MiB with zeros in every step, page by page (benchmarks/LOG.md).
+hundreds of MiB with zeros in every step, page by page.  At ZeRO stage 0 those are activations, and keeping them is faster at no
+price.  From stage 1 on they are DeepSpeed's flat buffers too: kept, they leave holes of a gigabyte, and as huge pages, which
+`jaxllm train` asks for because of JAX, they cost more to fill than in small ones (benchmarks/LOG.md).
 """
 
 from __future__ import annotations
@@ -11,11 +13,20 @@ import os
 from collections.abc import Mapping
 from functools import cache
 
-# Of mallopt(3).
+# Of mallopt(3) and prctl(2).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_PR_SET_THP_DISABLE = 41
 _NEVER = -1
 _SETTINGS = ("MALLOC_MMAP_", "MALLOC_TRIM_", "glibc.malloc.mmap_", "glibc.malloc.trim_")
 """How who starts the process tells malloc when to give memory back."""
+
+
+def suit_memory(zero_stage: int) -> None:
+    """From now on, in all of this process, memory as a run on a CPU at that stage needs it."""
+    if zero_stage == 0:
+        keep_freed_memory()
+    else:
+        refuse_huge_pages()
 
 
 def is_told(environment: Mapping[str, str]) -> bool:
@@ -26,7 +37,7 @@ def is_told(environment: Mapping[str, str]) -> bool:
 
 @cache
 def keep_freed_memory() -> bool:
-    """From now on, in all of this process; whether this C library can (glibc), and nobody has told it otherwise."""
+    """Whether this C library can (glibc), and nobody has told it otherwise."""
     if is_told(os.environ):
         return False
     try:
@@ -34,3 +45,13 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
+
+
+@cache
+def refuse_huge_pages() -> bool:
+    """Whether this kernel can (Linux)."""
+    try:
+        prctl = ctypes.CDLL(None).prctl
+    except (OSError, AttributeError, TypeError):
+        return False
+    return bool(prctl(_PR_SET_THP_DISABLE, *map(ctypes.c_ulong, (1, 0, 0, 0))) == 0)

@@ -20,7 +20,7 @@ import torch
 from jaxllm.run import Run
 from jaxllm.state.portable import write_state
 from jaxllm.state.training_state import Progress, TrainingState
-from jaxllm.torch_backend import DeepSpeedBackend
+from jaxllm.torch_backend import DeepSpeedBackend, bucket
 from jaxllm.torch_backend import step as step_module
 from tests.distributed.deepspeed_cases import make_batch, make_hyper, make_run, materialise, random_state
 
@@ -69,6 +69,15 @@ class Worker:
             self.record(f"evaluation/{key}", [evaluated.loss_sum, evaluated.target_tokens])
             self.record(f"steps/{key}", self.steps(backend, 0, 4))
             self.keep(f"final/{key}", backend.export(Progress(4, 4)))
+
+    def in_buckets(self, precision: str, stage: int) -> None:
+        """Gradients added up in several buckets, of which none has room for the largest weight."""
+        limits = dict(bucket.LARGEST_BUCKET)
+        bucket.LARGEST_BUCKET["cpu"] = 700
+        with self.started(make_run("llama", precision=precision, zero_stage=stage)) as backend:
+            self.record(f"steps/llama/{precision}/zero{stage}/buckets", self.steps(backend, 0, 4))
+            self.keep(f"final/llama/{precision}/zero{stage}/buckets", backend.export(Progress(4, 4)))
+        bucket.LARGEST_BUCKET.update(limits)
 
     def moved(self, precision: str, stage: int) -> None:
         """A state that came from elsewhere: as it comes back out, and three steps on."""
@@ -152,6 +161,8 @@ class Worker:
                 self.moved(precision, stage)
                 self.resumed(precision, stage)
                 self.guarded(precision, stage)
+                if stage:
+                    self.in_buckets(precision, stage)
             self.trajectory("llama", "fp32", stage, activation_checkpointing=True)
             for family, precision in (("llama", "fp32"), ("gpt2", "fp32"), ("llama", "bf16")):
                 self.trajectory(family, precision, stage, loss_chunk=13)

@@ -189,6 +189,16 @@ def test_a_loss_in_chunks_is_the_loss(found: dict[int, Found], stage: int, world
 
 
 @pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_several_buckets_are_one(found: dict[int, Found], precision: str, stage: int, world: int) -> None:
+    results, arrays = found[world]
+    key = f"llama/{precision}/zero{stage}"
+    assert results[f"steps/{key}/buckets"] == [pytest.approx(step, rel=1e-5) for step in results[f"steps/{key}"]]
+    assert _distance(_tensors(arrays, f"final/{key}/buckets"), _tensors(arrays, f"final/{key}")) < 1e-5
+
+
+@pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_evaluation_sums_over_all_rows(found: dict[int, Found], family: str, stage: int, world: int) -> None:

@@ -64,10 +64,11 @@ def test_no_clipping_is_said_to_deepspeed_too() -> None:
 
 def test_the_bucket_is_no_larger_than_the_model_and_has_a_limit() -> None:
     small = make_run(zero_stage=2).model
-    assert bucket_elements(small, 1) == small.parameters
-    assert small.parameters / 2 < bucket_elements(small, 2) < small.parameters
+    assert bucket_elements(small, 1, "cpu") == small.parameters
+    assert small.parameters / 2 < bucket_elements(small, 2, "cpu") < small.parameters
     large = resolve_model(ModelConfig.model_validate({"family": "gpt2", "n_embd": 1600, "n_layer": 48, "n_head": 25}))
-    assert bucket_elements(large, 1) == 200_000_000
+    assert bucket_elements(large, 1, "cuda") == 200_000_000
+    assert bucket_elements(large, 1, "cpu") == 25_000_000
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

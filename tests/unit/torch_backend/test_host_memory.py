@@ -6,9 +6,11 @@ import os
 import platform
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
+from jaxllm.torch_backend import host_memory
 from jaxllm.torch_backend.host_memory import is_told
 
 BLOCK = 64 * 2**20
@@ -25,17 +27,53 @@ print(can, psutil.Process().memory_info().rss - before)
 """
 
 
-def left(**environment):
+# Resident bytes of a block of 64 MiB of which one byte of each MiB is written, before and after huge pages are refused.
+TOUCHED = f"""
+import ctypes, mmap, psutil
+from jaxllm.torch_backend.host_memory import refuse_huge_pages
+refuse_huge_pages() if %d else None
+block = mmap.mmap(-1, {BLOCK}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+block.madvise(mmap.MADV_HUGEPAGE)
+before = psutil.Process().memory_info().rss
+for start in range(0, {BLOCK}, 2**20):
+    block[start] = 1
+print(psutil.Process().memory_info().rss - before)
+"""
+glibc_only = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library has no mallopt")
+
+
+def output(script, **environment):
     # What the tests themselves were started with is not what is tested.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
     done = subprocess.run(
-        [sys.executable, "-c", LEFT], env={**inherited, **environment}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script], env={**inherited, **environment}, capture_output=True, text=True, check=True
     )
-    can, size = done.stdout.split()
+    return done.stdout.split()
+
+
+def left(**environment):
+    can, size = output(LEFT, **environment)
     return can == "True", int(size)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library has no mallopt")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="huge pages on request are Linux's")
+def test_refused_huge_pages_are_not_given():
+    (asked,), (refused,) = output(TOUCHED % 0), output(TOUCHED % 1)
+    if int(asked) < BLOCK // 2:
+        pytest.skip("this kernel gives no huge pages on request")
+    assert int(refused) < BLOCK // 8
+
+
+@pytest.mark.parametrize(("stage", "done"), [(0, "keep_freed_memory"), (1, "refuse_huge_pages"), (3, "refuse_huge_pages")])
+def test_what_a_stage_gets(stage, done, monkeypatch):
+    found = []
+    for name in ("keep_freed_memory", "refuse_huge_pages"):
+        monkeypatch.setattr(host_memory, name, partial(found.append, name))
+    host_memory.suit_memory(stage)
+    assert found == [done]
+
+
+@glibc_only
 def test_freed_memory_is_kept_unless_someone_said_otherwise():
     can, size = left()
     assert can
