@@ -17,8 +17,8 @@ def several_devices() -> Mesh:
     return Mesh(np.array(jax.devices()[:2]).reshape([2 if axis == "fsdp" else 1 for axis in MESH_AXES]), MESH_AXES)
 
 
-def test_one_cpu_is_told_nothing() -> None:
-    assert compiler_options.compiler_options(single_device_mesh()) is None
+def test_one_cpu_is_told_of_its_vectors() -> None:
+    assert compiler_options.compiler_options(single_device_mesh()) == {"xla_cpu_prefer_vector_width": "512"}
 
 
 def test_an_option_that_the_installed_compiler_has_is_kept() -> None:
