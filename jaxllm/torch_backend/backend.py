@@ -89,7 +89,7 @@ class DeepSpeedBackend:
         self._run = run
         import_model(run.model)
         if self._group.device.type == "cpu":
-            suit_memory(config.deepspeed.zero_stage)
+            suit_memory(run.model, config.deepspeed.zero_stage, self._mesh.tensor)
         self._memory = MemoryMeter(self._group.device)
         self._engine = create_engine(run, self._mesh, plan, training)
         settings, chunk = config.deepspeed, config.training.loss_chunk

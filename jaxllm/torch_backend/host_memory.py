@@ -2,8 +2,8 @@
 
 torch takes its tensors from malloc, which maps each large one anew and unmaps it when it is freed: the kernel fills the same
 hundreds of MiB with zeros in every step, page by page.  At ZeRO stage 0 those are activations, and keeping them is faster at no
-price.  From stage 1 on they are DeepSpeed's flat buffers too: kept, they leave holes of a gigabyte, and as huge pages, which
-`jaxllm train` asks for because of JAX, they cost more to fill than in small ones (benchmarks/LOG.md).
+price.  From stage 1 on they are flat buffers of DeepSpeed too.  Those of a large model, kept, leave holes of a gigabyte, and as
+huge pages, which `jaxllm train` asks for because of JAX, they cost more to fill than in small ones (benchmarks/LOG.md).
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import os
 from collections.abc import Mapping
 from functools import cache
 
+from jaxllm.families import Model
+from jaxllm.torch_backend.bucket import LARGEST_BUCKET, process_elements
+
 # Of mallopt(3) and prctl(2).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _PR_SET_THP_DISABLE = 41
@@ -21,9 +24,9 @@ _SETTINGS = ("MALLOC_MMAP_", "MALLOC_TRIM_", "glibc.malloc.mmap_", "glibc.malloc
 """How who starts the process tells malloc when to give memory back."""
 
 
-def suit_memory(zero_stage: int) -> None:
-    """From now on, in all of this process, memory as a run on a CPU at that stage needs it."""
-    if zero_stage == 0:
+def suit_memory(model: Model, zero_stage: int, tensor: int) -> None:
+    """From now on, in all of this process, memory as a run on a CPU needs it.  tensor: processes of an AutoTP group."""
+    if zero_stage == 0 or process_elements(model, tensor) <= LARGEST_BUCKET["cpu"]:
         keep_freed_memory()
     else:
         refuse_huge_pages()

@@ -10,6 +10,8 @@ from functools import partial
 
 import pytest
 
+from jaxllm.config.schema import ModelConfig
+from jaxllm.families import resolve_model
 from jaxllm.torch_backend import host_memory
 from jaxllm.torch_backend.host_memory import is_told
 
@@ -64,12 +66,21 @@ def test_refused_huge_pages_are_not_given():
     assert int(refused) < BLOCK // 8
 
 
-@pytest.mark.parametrize(("stage", "done"), [(0, "keep_freed_memory"), (1, "refuse_huge_pages"), (3, "refuse_huge_pages")])
-def test_what_a_stage_gets(stage, done, monkeypatch):
+@pytest.mark.parametrize(
+    ("layers", "stage", "done"),
+    [
+        (12, 0, "keep_freed_memory"),
+        (12, 1, "refuse_huge_pages"),
+        (12, 3, "refuse_huge_pages"),
+        (1, 3, "keep_freed_memory"),  # 10 million parameters: less than a bucket
+    ],
+)
+def test_what_a_run_gets(layers, stage, done, monkeypatch):
     found = []
     for name in ("keep_freed_memory", "refuse_huge_pages"):
         monkeypatch.setattr(host_memory, name, partial(found.append, name))
-    host_memory.suit_memory(stage)
+    model = resolve_model(ModelConfig.model_validate({"family": "gpt2", "n_layer": layers, "vocab_size": 4000}))
+    host_memory.suit_memory(model, stage, 1)
     assert found == [done]
 
 
