@@ -42,9 +42,9 @@ SUB_GROUP = 1_000_000_000
 class _Sizes:
     """Bytes of what the moments are made of.
 
-    reduced: elements of gradients that DeepSpeed adds up at a time.  fetched: of weights as stage 3 receives them, before each
-    has a place of its own.  chunked: what a loss in chunks makes
-    beside logits.  head, first: gradients of the output head, and of the embeddings with the first layer.
+    reduced: elements (not bytes) of gradients that DeepSpeed adds up at a time.  fetched: of weights as stage 3 receives them,
+    before each has a place of its own.  chunked: what a loss in chunks makes beside logits.  head, first: gradients of the
+    output head, and of the embeddings with the first layer.
     """
 
     parameters: float

@@ -10,7 +10,7 @@ from jaxllm.families import Model, WeightRule
 LARGEST_BUCKET = {"cuda": 200_000_000, "cpu": 25_000_000}
 """Elements that are reduced at a time, by device: enough for the links' full rate, and a bounded buffer for large models.
 
-gloo, which links CPUs, gains nothing from more, and there two further copies of a bucket lie beside it.
+With gloo, which links CPUs, up to two further copies of a bucket lie beside it in the host's memory.
 """
 
 
