@@ -6,10 +6,11 @@ own: that sum, not a step, is then the peak of the process (benchmarks/LOG.md).
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
 
 from jax import monitoring
+
+from jaxllm.c_library import c_function
 
 # JAX's name for having compiled a program, or having read it from the cache; it is recorded before the program first runs.
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -18,9 +19,8 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 @cache
 def give_back_after_compiling() -> bool:
     """From now on, after every compilation of this process; whether this C library can (glibc).  Once is enough."""
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError, TypeError):
+    trim = c_function("malloc_trim")
+    if trim is None:
         return False
 
     def compiled(event: str, duration_secs: float, **_: str | int) -> None:  # noqa: ARG001

@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping
 from functools import cache
 
+from jaxllm.c_library import c_function
 from jaxllm.families import Model
 from jaxllm.torch_backend.bucket import LARGEST_BUCKET, process_elements
 
@@ -40,21 +41,15 @@ def is_told(environment: Mapping[str, str]) -> bool:
 
 @cache
 def keep_freed_memory() -> bool:
-    """Whether this C library can (glibc), and nobody has told it otherwise."""
+    """Malloc maps and trims nothing from now on; whether this C library can (glibc), and nobody has told it otherwise."""
     if is_told(os.environ):
         return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return False
-    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
+    mallopt = c_function("mallopt")
+    return mallopt is not None and bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
 
 
 @cache
 def refuse_huge_pages() -> bool:
-    """Whether this kernel can (Linux)."""
-    try:
-        prctl = ctypes.CDLL(None).prctl
-    except (OSError, AttributeError, TypeError):
-        return False
-    return bool(prctl(_PR_SET_THP_DISABLE, *map(ctypes.c_ulong, (1, 0, 0, 0))) == 0)
+    """The process and its children get small pages from now on; whether this kernel can (Linux)."""
+    prctl = c_function("prctl")
+    return prctl is not None and prctl(_PR_SET_THP_DISABLE, *map(ctypes.c_ulong, (1, 0, 0, 0))) == 0

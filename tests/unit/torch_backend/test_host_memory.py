@@ -29,9 +29,9 @@ print(can, psutil.Process().memory_info().rss - before)
 """
 
 
-# Resident bytes of a block of 64 MiB of which one byte of each MiB is written, before and after huge pages are refused.
+# Resident bytes of a block of 64 MiB of which one byte of each MiB is written: with huge pages refused, or not.
 TOUCHED = f"""
-import ctypes, mmap, psutil
+import mmap, psutil
 from jaxllm.torch_backend.host_memory import refuse_huge_pages
 refuse_huge_pages() if %d else None
 block = mmap.mmap(-1, {BLOCK}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -41,7 +41,6 @@ for start in range(0, {BLOCK}, 2**20):
     block[start] = 1
 print(psutil.Process().memory_info().rss - before)
 """
-glibc_only = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library has no mallopt")
 
 
 def output(script, **environment):
@@ -84,7 +83,7 @@ def test_what_a_run_gets(layers, stage, done, monkeypatch):
     assert found == [done]
 
 
-@glibc_only
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library has no mallopt")
 def test_freed_memory_is_kept_unless_someone_said_otherwise():
     can, size = left()
     assert can
